@@ -1,0 +1,76 @@
+"""Callbacks that come with fulgur. Each is imported when it is first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fulgur.callbacks.checkpoint import Checkpoint as Checkpoint
+    from fulgur.callbacks.early_stopping import EarlyStopping as EarlyStopping
+    from fulgur.callbacks.early_stopping import EarlyStoppingReason as EarlyStoppingReason
+    from fulgur.callbacks.gradient_accumulation_scheduler import (
+        GradientAccumulationScheduler as GradientAccumulationScheduler,
+    )
+    from fulgur.callbacks.lambda_function import LambdaCallback as LambdaCallback
+    from fulgur.callbacks.lr_monitor import LearningRateMonitor as LearningRateMonitor
+    from fulgur.callbacks.model_checkpoint import ModelCheckpoint as ModelCheckpoint
+    from fulgur.callbacks.model_summary import ModelSummary as ModelSummary
+    from fulgur.callbacks.on_exception_checkpoint import OnExceptionCheckpoint as OnExceptionCheckpoint
+    from fulgur.callbacks.prediction_writer import BasePredictionWriter as BasePredictionWriter
+    from fulgur.callbacks.progress import ProgressBar as ProgressBar
+    from fulgur.callbacks.progress import RichProgressBar as RichProgressBar
+    from fulgur.callbacks.rich_model_summary import RichModelSummary as RichModelSummary
+    from fulgur.callbacks.timer import Timer as Timer
+    from fulgur.callbacks.tqdm_progress import TQDMProgressBar as TQDMProgressBar
+    from fulgur.hooks import Callback as Callback
+
+__all__ = [
+    "BasePredictionWriter",
+    "Callback",
+    "Checkpoint",
+    "EarlyStopping",
+    "EarlyStoppingReason",
+    "GradientAccumulationScheduler",
+    "LambdaCallback",
+    "LearningRateMonitor",
+    "ModelCheckpoint",
+    "ModelSummary",
+    "OnExceptionCheckpoint",
+    "ProgressBar",
+    "RichModelSummary",
+    "RichProgressBar",
+    "TQDMProgressBar",
+    "Timer",
+]
+
+_HOMES = {
+    "BasePredictionWriter": "fulgur.callbacks.prediction_writer",
+    "Callback": "fulgur.hooks",
+    "Checkpoint": "fulgur.callbacks.checkpoint",
+    "EarlyStopping": "fulgur.callbacks.early_stopping",
+    "EarlyStoppingReason": "fulgur.callbacks.early_stopping",
+    "GradientAccumulationScheduler": "fulgur.callbacks.gradient_accumulation_scheduler",
+    "LambdaCallback": "fulgur.callbacks.lambda_function",
+    "LearningRateMonitor": "fulgur.callbacks.lr_monitor",
+    "ModelCheckpoint": "fulgur.callbacks.model_checkpoint",
+    "ModelSummary": "fulgur.callbacks.model_summary",
+    "OnExceptionCheckpoint": "fulgur.callbacks.on_exception_checkpoint",
+    "ProgressBar": "fulgur.callbacks.progress",
+    "RichModelSummary": "fulgur.callbacks.rich_model_summary",
+    "RichProgressBar": "fulgur.callbacks.progress",
+    "TQDMProgressBar": "fulgur.callbacks.tqdm_progress",
+    "Timer": "fulgur.callbacks.timer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
