@@ -1,0 +1,1 @@
+"""Loaders, and what happens to a batch between a loader and a step."""
