@@ -1,0 +1,102 @@
+"""Profilers measure actions and report on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fulgur.errors import MisconfigurationException
+from fulgur.profilers import AdvancedProfiler, PassThroughProfiler, Profiler, SimpleProfiler, build_profiler
+
+
+@pytest.mark.parametrize("profiler", [SimpleProfiler(), AdvancedProfiler()])
+def test_report_names_the_stage_and_the_actions(profiler: Profiler) -> None:
+    profiler.setup("fit")
+    for _ in range(2):
+        with profiler.profile("load batch"):
+            sum(range(10))
+    report = profiler.summary()
+    assert "FIT Profiler Report" in report
+    assert "load batch" in report
+
+
+def test_simple_counts_calls() -> None:
+    profiler = SimpleProfiler()
+    for _ in range(3):
+        with profiler.profile("step"):
+            pass
+    assert len(profiler.recorded_durations["step"]) == 3
+
+
+def test_simple_has_all_columns_only_when_extended() -> None:
+    assert "Num calls" in SimpleProfiler().summary()
+    assert "Num calls" not in SimpleProfiler(extended=False).summary()
+
+
+def test_simple_measures_an_action_that_fails() -> None:
+    profiler = SimpleProfiler()
+    with pytest.raises(KeyError), profiler.profile("step"):
+        raise KeyError
+    assert len(profiler.recorded_durations["step"]) == 1
+
+
+def test_simple_refuses_to_start_twice() -> None:
+    profiler = SimpleProfiler()
+    profiler.start("step")
+    with pytest.raises(ValueError, match="action_name='step' is running already"):
+        profiler.start("step")
+
+
+@pytest.mark.parametrize("profiler", [SimpleProfiler(), AdvancedProfiler()])
+def test_stopping_what_does_not_run_is_an_error(profiler: Profiler) -> None:
+    with pytest.raises(ValueError, match="action_name='step' is not running"):
+        profiler.stop("step")
+
+
+def test_advanced_allows_an_action_within_another() -> None:
+    profiler = AdvancedProfiler()
+    with profiler.profile("outer"), profiler.profile("inner"):
+        pass
+    assert list(profiler.profiled_actions) == ["outer"]
+
+
+def test_report_goes_to_a_file_named_after_stage_and_rank(tmp_path: Path) -> None:
+    profiler = SimpleProfiler(tmp_path / "reports", "perf")
+    profiler.setup("fit", local_rank=1)
+    profiler.describe()
+    assert "FIT Profiler Report" in (tmp_path / "reports" / "fit-perf-1.txt").read_text()
+
+
+def test_report_file_lies_in_the_log_dir_by_default(tmp_path: Path) -> None:
+    profiler = SimpleProfiler(filename="a/b c")
+    profiler.setup("test", local_rank=0, log_dir=str(tmp_path))
+    profiler.describe()
+    assert (tmp_path / "test-a_b_c.txt").exists()
+
+
+def test_advanced_dumps_a_file_for_each_action(tmp_path: Path) -> None:
+    profiler = AdvancedProfiler(tmp_path, dump_stats=True)
+    profiler.setup("fit")
+    with profiler.profile("step"):
+        pass
+    profiler.summary()
+    assert (tmp_path / "fit-step.prof").exists()
+
+
+def test_pass_through_reports_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    profiler = PassThroughProfiler()
+    with profiler.profile("step"):
+        pass
+    profiler.describe()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_names_are_known_in_any_case() -> None:
+    assert type(build_profiler("Simple")) is SimpleProfiler
+    assert type(build_profiler("advanced")) is AdvancedProfiler
+
+
+def test_unknown_name_is_an_error_that_tells_the_nearest() -> None:
+    with pytest.raises(MisconfigurationException, match=r"profiler='simpl' is unknown\. Did you mean 'simple'"):
+        build_profiler("simpl")
