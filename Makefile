@@ -1,0 +1,56 @@
+# Every target makes the environment it needs, from nothing; torch is pinned through constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BENCH_VENV := .venv-bench
+BIN := $(VENV)/bin
+BENCH_BIN := $(BENCH_VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench docs format clean
+
+help:
+	@echo "make demo     train a small network on handwritten digits, then test it (about half a minute)"
+	@echo "make test     run the tests"
+	@echo "make check    formatting, lint, types, import layers"
+	@echo "make docs     run every example that the documentation shows"
+	@echo "make bench    measure fulgur against a hand-written loop and its peers"
+	@echo "make format   format the code in place"
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/digits.py
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest --timeout=300
+
+check: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m pytest --timeout=300 tests/docs
+
+bench: $(BENCH_VENV)/.installed
+	$(BENCH_BIN)/python benchmarks/run.py
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist demo_run .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+# The stamp is written last: an install that broke off is started again.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install torch==2.13.0 -c constraints.txt
+	$(BIN)/pip install -e '.[dev]' -c constraints.txt
+	touch $@
+
+$(BENCH_VENV)/.installed: pyproject.toml constraints.txt constraints-bench.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_BIN)/pip install torch==2.13.0 -c constraints.txt
+	$(BENCH_BIN)/pip install -e . lightning accelerate pytorch-ignite keras -c constraints.txt -c constraints-bench.txt
+	touch $@
