@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -107,14 +108,23 @@ def resident_bytes() -> int:
     return n_pages * resource.getpagesize()
 
 
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_resident_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Highest resident memory since `forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (peak_kib,) = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(peak_kib) * 1024
 
 
 def measure_peak(name: str) -> float:
     """Rise of resident memory in MiB. The program runs once before on small batches, so that imports do not count."""
     program = PROGRAMS[name]
     program(OneBatch())
+    gc.collect()
+    forget_peak()
     before = resident_bytes()
     program(BigBatches(), network=build_wide_network)
     return (peak_resident_bytes() - before) / 2**20
@@ -155,8 +165,10 @@ def _in_fresh_process(name: str) -> tuple[float, float, float]:
 
 
 def _child(option: str, name: str) -> Any:
+    # Each tensor gets pages of its own, given back when it goes: the peak is then the same in every run.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, __file__, option, name]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
