@@ -15,6 +15,7 @@ from fulgur.resolve.parts import (
     resolve_loggers,
     resolve_precision,
     resolve_profiler,
+    resolve_strategy,
 )
 from fulgur.resolve.read import read_arguments
 
@@ -35,5 +36,6 @@ __all__ = [
     "resolve_loggers",
     "resolve_precision",
     "resolve_profiler",
+    "resolve_strategy",
     "translate_legacy",
 ]

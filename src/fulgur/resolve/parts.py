@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from fulgur.accelerators import Accelerator, build_accelerator
-from fulgur.errors import MisconfigurationException
+from fulgur.errors import MisconfigurationException, nearest_name
 from fulgur.precision import Precision, build_precision
 
 if TYPE_CHECKING:
+    from fulgur.strategies import Strategy
     from fulgur.loggers.logger import Logger
     from fulgur.profilers.profiler import Profiler
+
+_SEVERAL_PROCESSES = ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook", "fsdp", "deepspeed", "tensor_parallel")
 
 
 def resolve_accelerator(
@@ -53,6 +56,29 @@ def resolve_precision(precision: str | int | None, plugins: Any, accelerator_nam
             f"precision={precision!r} and the plugin {type(given[0]).__name__} both set the precision. Leave out one."
         )
     return given[0] if given else build_precision(precision, accelerator_name)
+
+
+def resolve_strategy(strategy: Any, devices: list[torch.device], num_nodes: int) -> Strategy:
+    """The strategy, from its name or as the instance given.
+
+    Raises:
+        ValueError: The name is unknown.
+        MisconfigurationException: Several devices or machines are asked for.
+    """
+    from fulgur.strategies import SingleDeviceStrategy, Strategy
+
+    if isinstance(strategy, Strategy):
+        return strategy
+    name = strategy.lower() if isinstance(strategy, str) else strategy
+    if name not in ("auto", "single_device", *_SEVERAL_PROCESSES):
+        known = ("auto", "single_device", *_SEVERAL_PROCESSES)
+        raise ValueError(f"strategy={strategy!r} is unknown.{nearest_name(str(strategy), known)} Use 'auto'.")
+    if name in _SEVERAL_PROCESSES or len(devices) > 1 or num_nodes > 1:
+        raise MisconfigurationException(
+            f"strategy={strategy!r} with {len(devices)} device(s) on {num_nodes} machine(s) needs several processes, which "
+            "this version of fulgur cannot start. Use strategy='auto' with devices=1 and num_nodes=1."
+        )
+    return SingleDeviceStrategy(devices[0])
 
 
 def resolve_loggers(

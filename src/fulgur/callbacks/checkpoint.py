@@ -1,0 +1,14 @@
+"""What all callbacks that save checkpoints have in common."""
+
+from __future__ import annotations
+
+from fulgur.hooks import Callback
+
+
+class Checkpoint(Callback):
+    """Base of the callbacks that save checkpoints. The Trainer runs them after all others.
+
+    Subclass it for a callback of your own that saves; with one in the list, the Trainer adds no `ModelCheckpoint`.
+    """
+
+    is_monitor = True

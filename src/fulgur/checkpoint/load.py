@@ -1,0 +1,104 @@
+"""Opening a checkpoint without running anything that is in it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fulgur.checkpoint.location import directory_of, is_remote, list_files, local_path, open_filesystem
+from fulgur.checkpoint.write import checkpoint_exists
+from fulgur.errors import CheckpointError, CheckpointRefusedError
+
+MapLocation = str | torch.device | dict[str, str] | Callable[..., Any] | None
+
+# The ways torch's safe unpickler names what it would not build.
+_WANTED = re.compile(r"(?:GLOBAL|[Uu]nsupported class|unrecognized function|but got) ([\w.<>]+\w)")
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    map_location: MapLocation = None,
+    weights_only: bool | None = None,
+    storage_options: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Read the checkpoint at `path`.
+
+    Opened as plain data and tensors unless told otherwise, so that a file from a stranger cannot run code.
+
+    Args:
+        path: A local path, or a URL of any filesystem fsspec knows.
+        map_location: Where tensors go, as `torch.load` has it. ``None`` puts them where they were.
+        weights_only: False opens files that hold other objects, by running what the file says: only for files you
+            trust. ``None`` means True.
+        storage_options: Arguments for the fsspec filesystem of a URL.
+
+    Raises:
+        FileNotFoundError: There is nothing at `path`; the message lists the checkpoints beside it.
+        CheckpointRefusedError: The file wants more than plain data.
+        CheckpointError: The file is damaged, or is no checkpoint.
+    """
+    location = os.fspath(path)
+    if not checkpoint_exists(location, storage_options=storage_options):
+        raise FileNotFoundError(_missing_message(location))
+    safe = weights_only is None or weights_only
+    try:
+        content = _read(location, map_location, safe, storage_options)
+    except pickle.UnpicklingError as error:
+        wanted = _find_wanted(location, error, storage_options) if safe else []
+        raise (_refused(location, wanted) if wanted else _unreadable(location, error)) from error
+    except Exception as error:
+        raise _unreadable(location, error) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{location!r} is no checkpoint: it holds a {type(content).__name__}, not a dict.")
+    return content
+
+
+def _read(location: str, map_location: MapLocation, safe: bool, storage_options: dict[str, Any] | None) -> Any:
+    if not is_remote(location):
+        return torch.load(local_path(location), map_location=map_location, weights_only=safe)
+    filesystem, inner = open_filesystem(location, storage_options)
+    with filesystem.open(inner, "rb") as file:
+        return torch.load(file, map_location=map_location, weights_only=safe)
+
+
+def _find_wanted(location: str, error: Exception, storage_options: dict[str, Any] | None) -> list[str]:
+    """Names of the globals a file asks for beyond plain data; empty if the file is not a pickle at all."""
+    try:
+        if is_remote(location):
+            filesystem, inner = open_filesystem(location, storage_options)
+            with filesystem.open(inner, "rb") as file:
+                names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        else:
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(local_path(location))
+    except Exception:  # not every format can be looked through ahead
+        names = []
+    return sorted(set(names)) or _WANTED.findall(str(error))[:1]
+
+
+def _refused(location: str, wanted: list[str]) -> CheckpointRefusedError:
+    return CheckpointRefusedError(
+        f"{location!r} holds more than plain data: it wants {', '.join(wanted)}. Opening it could run code, so it was "
+        "not opened. If you trust where the file comes from, pass weights_only=False."
+    )
+
+
+def _unreadable(location: str, error: Exception) -> CheckpointError:
+    # The first sentence only: torch goes on with advice to open the file unsafely.
+    cause = (str(error).splitlines() or [""])[0].split(". ")[0].rstrip(".")
+    return CheckpointError(
+        f"{location!r} cannot be read: it is damaged, cut short, or no checkpoint ({type(error).__name__}: {cause})."
+    )
+
+
+def _missing_message(location: str) -> str:
+    directory = directory_of(location)
+    beside = [name for name in list_files(directory) if name.endswith(".ckpt")]
+    shown = ", ".join(beside[:10]) + (f" and {len(beside) - 10} more" if len(beside) > 10 else "")
+    found = f"{directory!r} holds: {shown}." if beside else f"There are no checkpoints in {directory!r} either."
+    return f"There is no checkpoint at {location!r}. {found}"

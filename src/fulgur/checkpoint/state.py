@@ -1,0 +1,289 @@
+"""What is in a checkpoint, and how a run takes it back.
+
+Reading order: `Contents` (what a checkpoint is made of) -> `build_checkpoint` -> `restore_model` -> `restore_training`.
+The layout is the one that the API's users know; what only fulgur needs stands under the key ``"fulgur"``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fulgur.checkpoint.plain import from_plain, to_plain
+from fulgur.errors import CheckpointError, MisconfigurationException, PossibleUserWarning
+from fulgur.hooks import Callback
+from fulgur.progress import Progress
+from fulgur.rank import rank_zero_warn
+from fulgur.rng import capture_rng
+
+FORMAT_VERSION = 1
+# The version whose layout this is; a reader of that layout demands the key.
+_LAYOUT_VERSION = "2.6.0"
+_VERSION_KEY = "pytorch-lightning_version"
+
+
+@dataclass(slots=True)
+class Contents:
+    """What checkpoints are made of and restored into.
+
+    Attributes:
+        trainer: Handed to the callbacks' hooks, never looked into.
+        seen: Batches evaluated in fit, by loader: the axis of values logged per evaluation batch.
+        is_automatic: Whether the loop runs the optimizers.
+    """
+
+    module: Any
+    trainer: Any
+    datamodule: Any = None
+    callbacks: Sequence[Callback] = ()
+    optimizers: Sequence[Any] = ()
+    schedulers: Sequence[Any] = ()
+    precision: Any = None
+    progress: Progress = field(default_factory=Progress)
+    seen: list[int] = field(default_factory=list)
+    n_batches: float = 0
+    is_automatic: bool = True
+
+
+def build_checkpoint(contents: Contents, *, weights_only: bool = False) -> dict[str, Any]:
+    """The content of a checkpoint file, as plain data and tensors.
+
+    Tensors are the live ones: write them, or copy them, before the next step.
+
+    Args:
+        contents: What to save.
+        weights_only: Leave out everything that only training needs.
+
+    Raises:
+        CheckpointError: The state of a callback or of the datamodule has no plain form.
+    """
+    module, progress = contents.module, contents.progress
+    checkpoint: dict[str, Any] = {
+        "epoch": progress.epoch,
+        "global_step": progress.global_step,
+        _VERSION_KEY: _LAYOUT_VERSION,
+        "state_dict": module.state_dict(),
+        "loops": _loops(contents),
+    }
+    if not weights_only:
+        checkpoint["callbacks"] = _callback_states(contents.callbacks)
+        checkpoint["optimizer_states"] = [optimizer.state_dict() for optimizer in contents.optimizers]
+        checkpoint["lr_schedulers"] = [config.scheduler.state_dict() for config in contents.schedulers]
+        precision_state = contents.precision.state_dict() if contents.precision is not None else {}
+        if precision_state:
+            checkpoint[type(contents.precision).__qualname__] = precision_state
+    checkpoint["fulgur"] = {"format": FORMAT_VERSION, "progress": progress.state_dict(), "seen": list(contents.seen)}
+    if not weights_only:
+        checkpoint["fulgur"]["rng"] = capture_rng()
+    for owner in (module, contents.datamodule):
+        if owner is not None:
+            _add_hparams(checkpoint, owner)
+    if contents.datamodule is not None and (state := contents.datamodule.state_dict()):
+        key = type(contents.datamodule).__qualname__
+        checkpoint[key] = to_plain(state, where=f"state_dict() of {key}")
+    if not weights_only:
+        for callback in contents.callbacks:
+            callback.on_save_checkpoint(contents.trainer, module, checkpoint)
+    module.on_save_checkpoint(checkpoint)
+    return checkpoint
+
+
+def _callback_states(callbacks: Sequence[Callback]) -> dict[str, Any]:
+    states = {}
+    for callback in callbacks:
+        state = callback.state_dict()
+        if state:
+            states[callback.state_key] = to_plain(state, where=f"state_dict() of {type(callback).__name__}")
+    return states
+
+
+def _add_hparams(checkpoint: dict[str, Any], owner: Any) -> None:
+    hparams = owner.hparams
+    if not hparams:
+        return
+    checkpoint[owner.CHECKPOINT_HYPER_PARAMS_NAME] = getattr(owner, "_hparams_name", None)
+    checkpoint[owner.CHECKPOINT_HYPER_PARAMS_KEY] = storable_hparams(owner)[0]
+
+
+def storable_hparams(owner: Any) -> tuple[dict[str, Any], list[str]]:
+    """Hyperparameters of a module or datamodule in plain form, and the names of those that have none."""
+    stored: dict[str, Any] = {}
+    refused: list[str] = []
+    for name, value in dict(owner.hparams).items():
+        try:
+            stored[name] = to_plain(value, where=f"hyperparameter {name!r}")
+        except CheckpointError:
+            refused.append(name)
+    return stored, refused
+
+
+def warn_of_refused_hparams(owner: Any) -> None:
+    """Say, before the run, which hyperparameters no checkpoint will hold."""
+    refused = storable_hparams(owner)[1] if owner is not None and owner.hparams else []
+    if refused:
+        rank_zero_warn(
+            f"Hyperparameters of {type(owner).__name__} that are no plain data are not stored in checkpoints: {refused}. "
+            f"load_from_checkpoint will need them as arguments. Say so with save_hyperparameters(ignore={refused}).",
+            PossibleUserWarning,
+        )
+
+
+# ------------------------------------------------------------------------------------------------------- restoring
+
+
+def restore_model(checkpoint: Mapping[str, Any], contents: Contents, *, strict: bool) -> None:
+    """Give back weights, and the states of datamodule and callbacks, calling their hooks in the order users know."""
+    module, trainer = contents.module, contents.trainer
+    if "state_dict" not in checkpoint:
+        raise CheckpointError(f"The checkpoint has no 'state_dict'; its keys are {sorted(map(str, checkpoint))}.")
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"], strict=strict)
+    if contents.datamodule is not None:
+        state = checkpoint.get(type(contents.datamodule).__qualname__)
+        if state:
+            contents.datamodule.load_state_dict(from_plain(copy.deepcopy(state)))
+    for callback in contents.callbacks:
+        callback.on_load_checkpoint(trainer, module, checkpoint)  # type: ignore[arg-type]
+    states = checkpoint.get("callbacks") or {}
+    for callback in contents.callbacks:
+        found = _state_of(callback, states)
+        if found:
+            callback.load_state_dict(from_plain(copy.deepcopy(found)))
+
+
+def _state_of(callback: Callback, states: Mapping[Any, Any]) -> Any:
+    """A callback's state; files of before 1.5 have the class as key."""
+    found = states.get(callback.state_key)
+    return found if found is not None else states.get(type(callback))
+
+
+def restore_training(checkpoint: Mapping[str, Any], contents: Contents) -> None:
+    """Give back precision, counters, optimizers and schedulers.
+
+    Raises:
+        KeyError: The file was saved with weights only.
+        MisconfigurationException: It holds another number of optimizers or schedulers.
+    """
+    if "optimizer_states" not in checkpoint or "lr_schedulers" not in checkpoint:
+        raise KeyError(
+            "The checkpoint has no optimizer states: it was saved with save_weights_only=True. Training cannot resume "
+            "from it; load its weights with load_from_checkpoint, or use a full checkpoint."
+        )
+    if contents.precision is not None:
+        state = checkpoint.get(type(contents.precision).__qualname__) or checkpoint.get("native_amp_scaling_state")
+        if state:
+            contents.precision.load_state_dict(state)
+    restore_progress(checkpoint, contents)
+    _restore_each("optimizers", contents.optimizers, checkpoint["optimizer_states"])
+    _restore_each("lr_schedulers", [c.scheduler for c in contents.schedulers], checkpoint["lr_schedulers"])
+
+
+def _restore_each(what: str, parts: Sequence[Any], states: Sequence[Any]) -> None:
+    if len(parts) != len(states):
+        raise MisconfigurationException(
+            f"The checkpoint holds {len(states)} {what} and configure_optimizers returned {len(parts)}. "
+            "Resume with the same ones, or load only the weights with load_from_checkpoint."
+        )
+    for part, state in zip(parts, states, strict=True):
+        part.load_state_dict(state)
+
+
+def restore_progress(checkpoint: Mapping[str, Any], contents: Contents) -> None:
+    """Give back the counters, from fulgur's own key or from the layout that others write."""
+    progress, own = contents.progress, checkpoint.get("fulgur")
+    if own is not None:
+        progress.load_state_dict(own["progress"])
+        contents.seen[:] = own["seen"]
+    else:
+        progress.load_state_dict(_progress_of_loops(checkpoint))
+    if progress.phase == "ended":  # every hook of the epoch's end has run
+        progress.epoch, progress.batch, progress.phase = progress.epoch + 1, 0, "start"
+
+
+# --------------------------------------------------------------------------------------------- the layout of `loops`
+
+
+def _loops(contents: Contents) -> dict[str, Any]:
+    progress = contents.progress
+    is_open = progress.phase != "start"
+    begun = progress.epoch + is_open
+    processed = progress.epoch + (progress.phase == "ended")
+    batch = dict.fromkeys(("ready", "completed", "started", "processed"), progress.batch)
+    batches_total = dict.fromkeys(("ready", "completed", "started", "processed"), progress.batches_total)
+    epoch = {"ready": begun, "completed": progress.epoch, "started": begun, "processed": processed}
+    steps = {"ready": progress.global_step, "completed": progress.global_step}
+    zero_grad = steps | {"started": progress.global_step}
+    none, nothing = dict.fromkeys(("ready", "completed"), 0), dict.fromkeys(
+        ("ready", "completed", "started", "processed"), 0
+    )
+    automatic, manual = (steps, none) if contents.is_automatic else (none, steps)
+    fit = {
+        "state_dict": {},
+        "epoch_loop.state_dict": {"_batches_that_stepped": progress.global_step},
+        "epoch_loop.batch_progress": {
+            "total": batches_total,
+            "current": batch,
+            "is_last_batch": is_open and progress.batch >= contents.n_batches,
+        },
+        "epoch_loop.scheduler_progress": {"total": dict(none), "current": dict(none)},
+        "epoch_loop.automatic_optimization.state_dict": {},
+        "epoch_loop.automatic_optimization.optim_progress": {
+            "optimizer": {
+                "step": {"total": dict(automatic), "current": dict(automatic)},
+                "zero_grad": {"total": dict(zero_grad), "current": dict(zero_grad)},
+            }
+        },
+        "epoch_loop.manual_optimization.state_dict": {},
+        "epoch_loop.manual_optimization.optim_step_progress": {"total": dict(manual), "current": dict(manual)},
+        "epoch_loop.val_loop.state_dict": {},
+        "epoch_loop.val_loop.batch_progress": {"total": dict(nothing), "current": dict(nothing), "is_last_batch": False},
+        "epoch_progress": {"total": dict(epoch), "current": dict(epoch)},
+    }
+    evaluation = {
+        "state_dict": {},
+        "batch_progress": {"total": dict(nothing), "current": dict(nothing), "is_last_batch": False},
+    }
+    predict = {"state_dict": {}, "batch_progress": {"total": dict(nothing), "current": dict(nothing)}}
+    return {
+        "fit_loop": fit,
+        "validate_loop": evaluation,
+        "test_loop": copy.deepcopy(evaluation),
+        "predict_loop": predict,
+    }
+
+
+def _progress_of_loops(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Counters of a file that fulgur did not write; of the oldest only the two top-level ones are there."""
+    fit = (checkpoint.get("loops") or {}).get("fit_loop")
+    global_step = int(checkpoint.get("global_step", 0))
+    if not fit or "epoch_progress" not in fit:
+        return {"epoch": int(checkpoint.get("epoch", 0)), "global_step": global_step, "log_step": global_step}
+    epoch = fit["epoch_progress"]["current"]
+    batches = fit["epoch_loop.batch_progress"]
+    batch, total = batches["current"], batches["total"]["ready"]
+    counters = {"global_step": global_step, "log_step": max(global_step - 1, 0), "batches_total": total}
+    if epoch["processed"] > epoch["completed"]:  # saved in the hooks of the epoch's end
+        return counters | {"epoch": epoch["completed"], "batch": batch["ready"], "phase": "ended"}
+    if epoch["started"] > epoch["processed"]:  # saved within an epoch
+        phase = "validated" if batches.get("is_last_batch") and batch["completed"] == batch["ready"] else "batch"
+        return counters | {"epoch": epoch["completed"], "batch": batch["processed"], "phase": phase}
+    return counters | {"epoch": epoch["completed"]}
+
+
+def devices_present(location: Any) -> Any:
+    """For `torch.load`: tensors go where they were, or to the CPU where that device is not here."""
+    if location is not None:
+        return location
+
+    def place(storage: Any, saved: str) -> Any:
+        kind = saved.partition(":")[0]
+        missing = (kind == "cuda" and not torch.cuda.is_available()) or (
+            kind == "mps" and not torch.backends.mps.is_available()
+        )
+        return storage if missing or kind == "cpu" else torch.serialization.default_restore_location(storage, saved)
+
+    return place

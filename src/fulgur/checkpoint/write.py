@@ -1,0 +1,204 @@
+"""Getting a checkpoint to its place whole or not at all.
+
+A checkpoint is written under a temporary name in the directory it belongs to and renamed when all of it is on the
+disk. Whoever looks sees the earlier file or the new one, never a part, whatever instant the process is killed at.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from fulgur.checkpoint.location import is_remote, local_path, open_filesystem
+from fulgur.errors import CheckpointError
+
+
+def write_checkpoint(
+    checkpoint: dict[str, Any], path: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None
+) -> None:
+    """Write `checkpoint` to `path` so that it is there completely, or not at all.
+
+    Directories on the way are created. An earlier file at `path` is replaced in the instant in which the new one is
+    safe. Copies from the device: waits for it. Call on one process.
+
+    Args:
+        checkpoint: What to store; anything `torch.save` takes.
+        path: A local path, or a URL of any filesystem fsspec knows.
+        storage_options: Arguments for the fsspec filesystem of a URL: keys, endpoints. Unused for local paths.
+
+    Raises:
+        CheckpointError: It could not be written. Nothing has changed at `path`, and no temporary file is left.
+    """
+    location = os.fspath(path)
+    try:
+        if is_remote(location):
+            _write_remote(checkpoint, location, storage_options)
+        else:
+            target = Path(local_path(location))
+            _make_directory(target.parent)
+            _replace(target, lambda temporary: _write_synced(checkpoint, temporary))
+    except Exception as error:
+        cause = _root_cause(error)
+        raise CheckpointError(
+            f"The checkpoint {location!r} could not be written: {type(cause).__name__}: {cause}. "
+            "Earlier checkpoints are untouched."
+        ) from error
+
+
+def remove_checkpoint(path: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None) -> None:
+    """Delete the checkpoint at `path`: a file, a link (not what it points to), or a directory of shards.
+
+    Does nothing when there is none. Call on one process.
+
+    Raises:
+        CheckpointError: It is there and cannot be deleted.
+    """
+    location = os.fspath(path)
+    try:
+        if is_remote(location):
+            _remove_remote(location, storage_options)
+        else:
+            _remove_local(Path(local_path(location)))
+    except FileNotFoundError:
+        pass
+    except Exception as error:
+        raise CheckpointError(
+            f"The checkpoint {location!r} could not be deleted: {type(error).__name__}: {error}."
+        ) from error
+
+
+def link_checkpoint(target: str | os.PathLike[str], link: str | os.PathLike[str]) -> None:
+    """Make `link` point to `target` with a relative symbolic link, replacing what `link` was in one instant.
+
+    Where the disk has no links, `target` is copied. Local paths only.
+
+    Raises:
+        ValueError: One of the two is a URL.
+        CheckpointError: Neither a link nor a copy could be made.
+    """
+    if is_remote(target) or is_remote(link):
+        raise ValueError(
+            f"Links exist on local disks only; got target={os.fspath(target)!r}, link={os.fspath(link)!r}."
+        )
+    source, place = Path(local_path(target)), Path(local_path(link))
+    try:
+        _make_directory(place.parent)
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place)
+        try:
+            relative = os.path.relpath(source, os.path.realpath(place.parent))
+            _replace(place, lambda temporary: os.symlink(relative, temporary, target_is_directory=source.is_dir()))
+        except OSError:
+            _replace(place, lambda temporary: _copy(source, temporary))
+    except OSError as error:
+        raise CheckpointError(f"{str(place)!r} could not be linked to {str(source)!r}: {error}.") from error
+
+
+def checkpoint_exists(path: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None) -> bool:
+    """Whether there is a file or directory at `path`; a link that leads nowhere is none."""
+    location = os.fspath(path)
+    if not is_remote(location):
+        return os.path.exists(local_path(location))
+    filesystem, inner = open_filesystem(location, storage_options)
+    return bool(filesystem.exists(inner))
+
+
+def _replace(target: Path, build: Callable[[Path], None]) -> None:
+    """Let `build` make a temporary file beside `target`, then put it in the place of `target`."""
+    temporary = target.with_name(_temporary_name(target.name))
+    try:
+        build(temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        _remove_local(temporary)
+        raise
+    _sync_directory(target.parent)
+
+
+def _temporary_name(name: str) -> str:
+    # Hidden, and without the extension, so that nobody who looks for checkpoints finds it. Cut, because a name may
+    # be as long as the disk allows.
+    return f".{name[:80]}.{secrets.token_hex(6)}.tmp"
+
+
+def _write_synced(checkpoint: dict[str, Any], path: Path) -> None:
+    with open(path, "xb") as file:
+        _serialize(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _serialize(checkpoint: dict[str, Any], file: IO[bytes]) -> None:
+    torch.save(checkpoint, file)  # waits for the device
+
+
+def _write_remote(checkpoint: dict[str, Any], url: str, storage_options: dict[str, Any] | None) -> None:
+    filesystem, path = open_filesystem(url, storage_options)
+    parent, name = posixpath.split(path)
+    filesystem.makedirs(parent, exist_ok=True)
+    temporary = posixpath.join(parent, _temporary_name(name))
+    try:
+        with filesystem.open(temporary, "wb") as file:
+            _serialize(checkpoint, file)
+        filesystem.mv(temporary, path)
+    except BaseException:
+        if filesystem.exists(temporary):
+            filesystem.rm_file(temporary)
+        raise
+
+
+def _remove_remote(url: str, storage_options: dict[str, Any] | None) -> None:
+    filesystem, path = open_filesystem(url, storage_options)
+    if filesystem.isdir(path):
+        filesystem.rm(path, recursive=True)
+    else:
+        filesystem.rm_file(path)
+
+
+def _remove_local(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
+def _make_directory(directory: Path) -> None:
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for created in missing:
+        _sync_directory(created.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Bring a rename or a new entry of `directory` to the disk."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """The operating system's error where torch's zip writer put one of its own in front of it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return error

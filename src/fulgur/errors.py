@@ -1,0 +1,78 @@
+"""Every exception and warning fulgur raises by itself, as one tree.
+
+    Exception
+    ├── FulgurError
+    │   ├── MisconfigurationException      arguments, code or settings that cannot work together
+    │   │   └── UnknownArgumentError       an argument nobody knows (also a TypeError)
+    │   ├── MissingExtraError              an optional package is needed (also a ModuleNotFoundError)
+    │   └── CheckpointError                a checkpoint that cannot be written, read or trusted
+    │       └── CheckpointRefusedError     a file that wants more than plain data
+    └── StopRun                            private: ends a run early, cleanly (see `run.py`)
+    SystemExit
+    └── SIGTERMException                   the process was asked to end
+    UserWarning
+    └── PossibleUserWarning                a program that may be wrong; silence it with POSSIBLE_USER_WARNINGS=0
+
+Bad values are a plain `ValueError` or `TypeError` wherever that says it all.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FulgurError(Exception):
+    """Root of the exceptions that are fulgur's own."""
+
+
+class MisconfigurationException(FulgurError):
+    """Arguments, user code or settings contradict each other, or lack something that is needed."""
+
+
+class UnknownArgumentError(MisconfigurationException, TypeError):
+    """An argument has a name that nobody knows."""
+
+
+class MissingExtraError(FulgurError, ModuleNotFoundError):
+    """A feature needs an optional package that is not installed.
+
+    Args:
+        feature: What was asked for, for example ``"TensorBoardLogger"``.
+        package: The package to install.
+        extra: The extra of fulgur that brings it.
+    """
+
+    def __init__(self, feature: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"{feature} needs the package {package!r}, which is not installed. "
+            f"Install it with `pip install {package}` or `pip install 'fulgur[{extra}]'`.",
+            name=package,
+        )
+
+
+class CheckpointError(FulgurError):
+    """A checkpoint cannot be written, read or trusted."""
+
+
+class CheckpointRefusedError(CheckpointError):
+    """A file holds more than plain data; opening it could run code."""
+
+
+class SIGTERMException(SystemExit):
+    """The process got SIGTERM and left at a step boundary."""
+
+
+class PossibleUserWarning(UserWarning):
+    """The program may be wrong, or slower than it need be; fulgur cannot be sure."""
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """A clause that names the closest known name, or an empty string when none is close.
+
+    Example:
+        >>> nearest_name("max_epoch", ["max_epochs", "max_steps"])
+        " Did you mean 'max_epochs'?"
+    """
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {matches[0]!r}?" if matches else ""

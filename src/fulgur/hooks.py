@@ -1,0 +1,354 @@
+"""Hooks: who gets called at each point of a loop, decided once and stored as flat tuples.
+
+A hook costs nothing unless someone overrides it. `collect` looks at every listener once, keeps the methods that
+differ from the base class, binds their leading arguments, and stores them in call order. The loops then run
+``for hook in hooks.on_train_batch_end: hook(...)`` with no lookup in between.
+
+Adding a hook takes three lines: a method on `Callback`, a field on `Hooks`, a call in the loop.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from fulgur.module import LightningModule
+    from fulgur.trainer import Trainer
+
+Calls = tuple[Callable[..., Any], ...]
+
+
+class Callback:
+    """Listener for the events of a run. Override what you need; what you leave alone is never called.
+
+    Callbacks run in the order in which they were given, before the module's hook of the same name. A callback may
+    keep state: what `state_dict` returns is stored in checkpoints under `state_key`.
+
+    Attributes:
+        is_monitor: True makes `on_train_epoch_end` run after the module's own, so that the callback can read what
+            the module logs there (`EarlyStopping`, `ModelCheckpoint`).
+
+    Example:
+        >>> class Announce(Callback):
+        ...     def on_train_end(self, trainer, pl_module):
+        ...         print("done after", trainer.global_step, "steps")
+    """
+
+    is_monitor: bool = False
+
+    @property
+    def state_key(self) -> str:
+        """Key of this callback's state in a checkpoint. Callbacks with state need distinct keys."""
+        return type(self).__qualname__
+
+    def _generate_state_key(self, **kwargs: Any) -> str:
+        """A state key that tells instances with different arguments apart: class name and ``repr(kwargs)``."""
+        return f"{type(self).__qualname__}{kwargs!r}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """State to store in a checkpoint: plain data and tensors. An empty dict is not stored."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned; a copy, free to keep."""
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Before a full checkpoint is written, after its keys are filled. Change `checkpoint` in place."""
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """After the module's weights are loaded, before callback states are."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """First hook of every entry point, after the datamodule's `setup` and before the module's."""
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Last hook of every entry point; also after an exception."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """When an exception, KeyboardInterrupt included, ends the run."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """When fit begins: model on its device, optimizers built, nothing restored but weights and callbacks."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """When fit ends, after the model has left the device."""
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the check of the validation code that precedes training."""
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After the check of the validation code that precedes training."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Once, before the first epoch."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Once, after the last epoch."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the first batch of an epoch; not repeated when an epoch is resumed midway."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After the last batch and the validation of an epoch."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Before the forward pass, with the batch on the device."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After the optimizer step, if this batch had one. `outputs` is what `training_step` returned, detached."""
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Before gradients are cleared, on the first batch of an accumulation window."""
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Before backward, with the loss divided by the window's length and scaled under 16-mixed."""
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After backward, before gradients are unscaled."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """With final, unscaled, unclipped gradients."""
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before a validation run, in fit too."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After a validation run, with its metrics final in `trainer.callback_metrics`."""
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the first validation batch."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After the last validation batch; may still log."""
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Before `validation_step`."""
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """After `validation_step`; `outputs` is what it returned."""
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before a test run."""
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After a test run, with its metrics final in `trainer.callback_metrics`."""
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the first test batch."""
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After the last test batch; may still log."""
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Before `test_step`."""
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """After `test_step`; `outputs` is what it returned."""
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before a predict run."""
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After a predict run."""
+
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the first predict batch."""
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After the last predict batch."""
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Before `predict_step`."""
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """After `predict_step`; `outputs` is what it returned."""
+
+
+@dataclass(slots=True)
+class EvalHooks:
+    """Hooks of one evaluation stage (validation, test or predict), in call order."""
+
+    start: Calls = ()
+    end: Calls = ()
+    epoch_start: Calls = ()
+    epoch_end: Calls = ()
+    batch_start: Calls = ()
+    batch_end: Calls = ()
+
+
+@dataclass(slots=True)
+class Hooks:
+    """Bound methods per hook, in call order: callbacks in the order given, then the module.
+
+    Attributes:
+        on_train_epoch_end_monitors: The callbacks with `is_monitor`, which run after the module.
+        module_batch_start: The module's own ``on_train_batch_start``, kept apart because it alone may return -1
+            to end the epoch. Empty unless overridden.
+    """
+
+    on_fit_start: Calls = ()
+    on_fit_end: Calls = ()
+    on_sanity_check_start: Calls = ()
+    on_sanity_check_end: Calls = ()
+    on_train_start: Calls = ()
+    on_train_end: Calls = ()
+    on_train_epoch_start: Calls = ()
+    on_train_epoch_end: Calls = ()
+    on_train_epoch_end_monitors: Calls = ()
+    on_train_batch_start: Calls = ()
+    module_batch_start: Calls = ()
+    on_train_batch_end: Calls = ()
+    on_before_zero_grad: Calls = ()
+    on_before_backward: Calls = ()
+    on_after_backward: Calls = ()
+    on_before_optimizer_step: Calls = ()
+
+
+# 1.x hooks that ran just before a hook that is still there. They take no arguments of their own.
+_EARLIER_NAMES = {
+    "on_fit_start": ((), ("on_pretrain_routine_start", "on_pretrain_routine_end")),
+    "on_train_epoch_start": (("on_epoch_start",), ()),
+    "on_train_epoch_end": (("on_epoch_end",), ()),
+    "on_train_batch_start": (("on_batch_start",), ()),
+    "on_train_batch_end": (("on_batch_end",), ()),
+}
+
+
+def collect(callbacks: Iterable[Callback], module: Any, trainer: Any, module_base: type) -> Hooks:
+    """Resolve every training hook once."""
+    hooks = Hooks()
+    listeners = tuple(callbacks)
+    for field in fields(Hooks):
+        name = field.name
+        if name in ("on_train_epoch_end_monitors", "module_batch_start"):
+            continue
+        before, after = _EARLIER_NAMES.get(name, ((), ()))
+        found = _earlier(before, listeners, module, trainer)
+        if name == "on_train_epoch_end":
+            found += _of_callbacks(name, [c for c in listeners if not c.is_monitor], module, trainer)
+            hooks.on_train_epoch_end_monitors = tuple(
+                _of_callbacks(name, [c for c in listeners if c.is_monitor], module, trainer)
+            )
+        else:
+            found += _of_callbacks(name, listeners, module, trainer)
+        if overrides(module, name, module_base):
+            own = _adapted(getattr(module, name))
+            if name == "on_train_batch_start":
+                hooks.module_batch_start = (own,)
+            else:
+                found.append(own)
+        found += _earlier(after, listeners, module, trainer)
+        setattr(hooks, name, tuple(found))
+    return hooks
+
+
+def collect_stage(
+    stage: str, callbacks: Iterable[Callback], module: Any, trainer: Any, module_base: type
+) -> EvalHooks:
+    """Resolve the hooks of ``"validation"``, ``"test"`` or ``"predict"`` once."""
+    hooks = EvalHooks()
+    listeners = tuple(callbacks)
+    for field in fields(EvalHooks):
+        name = f"on_{stage}_{field.name}"
+        found = _of_callbacks(name, listeners, module, trainer)
+        if overrides(module, name, module_base):
+            found.append(_adapted(getattr(module, name)))
+        setattr(hooks, field.name, tuple(found))
+    return hooks
+
+
+def overrides(listener: object, name: str, base: type) -> bool:
+    """Whether `listener` defines `name` itself, on its class or on the instance.
+
+    A wrapper that only re-wraps the base method (`functools.wraps`) does not count.
+    """
+    if name in getattr(listener, "__dict__", {}):
+        return True
+    method = getattr(type(listener), name, None)
+    while hasattr(method, "__wrapped__"):
+        method = method.__wrapped__
+    return method is not getattr(base, name, None)
+
+
+def _of_callbacks(name: str, callbacks: Iterable[Callback], module: Any, trainer: Any) -> list[Callable[..., Any]]:
+    return [partial(_adapted(getattr(c, name)), trainer, module) for c in callbacks if overrides(c, name, Callback)]
+
+
+def _earlier(
+    names: tuple[str, ...], callbacks: tuple[Callback, ...], module: Any, trainer: Any
+) -> list[Callable[..., Any]]:
+    """Hooks of 1.x under `names`, made to ignore the arguments of the hook they now run beside."""
+    found: list[Callable[..., Any]] = []
+    for name in names:
+        found += [partial(getattr(c, name), trainer, module) for c in callbacks if hasattr(c, name)]
+        if hasattr(module, name):
+            found.append(getattr(module, name))
+    return [_ignoring_arguments(hook) for hook in found]
+
+
+def _ignoring_arguments(hook: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *_: hook()
+
+
+def _adapted(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """`hook` with the `dataloader_idx` that 1.x code may require of every batch hook bound to 0."""
+    try:
+        parameter = inspect.signature(hook).parameters.get("dataloader_idx")
+    except (TypeError, ValueError):
+        return hook
+    if parameter is not None and parameter.default is parameter.empty:
+        return _DefaultIndex(hook)
+    return hook
+
+
+class _DefaultIndex:
+    """Calls a hook that requires `dataloader_idx` with 0 where the loop passes none."""
+
+    __slots__ = ("hook", "n_required")
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self.hook = hook
+        required = inspect.signature(hook).parameters.values()
+        self.n_required = sum(p.default is p.empty and p.kind is not p.VAR_POSITIONAL for p in required)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.hook(*args, 0) if len(args) < self.n_required else self.hook(*args)

@@ -1,0 +1,204 @@
+"""The evaluation loop: validation, in fit and by itself, and test.
+
+Reading order: `EvaluationLoop.run` -> `_loaders` -> `_batches`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fulgur.hooks import Calls, EvalHooks
+from fulgur.loops.feed import Feed, Transfer
+from fulgur.metrics import SUFFIX, Entry, MetricLog, Scope, to_host
+
+Prefix = Literal["validation", "test", "predict"]
+Results = list[dict[str, float]]
+
+
+@dataclass(slots=True)
+class EvalPlan:
+    """What an evaluation calls, resolved once.
+
+    Attributes:
+        module: Whose modes are put to eval and back.
+        step: Takes ``(batch, batch_idx)``, and ``dataloader_idx`` after them if `passes_loader_idx`.
+        passes_loader_idx: Whether there are several loaders, which the step and its hooks tell apart by an index.
+        model_eval: Puts the model into eval mode.
+        model_train: The module's ``on_*_model_train`` where overridden; else modes are restored one by one.
+        epoch_end: The 1.x ``*_epoch_end(outputs)``; None where it is not there, and then no outputs are kept.
+        transfers: One for each loader.
+    """
+
+    module: nn.Module
+    step: Callable[..., Any]
+    hooks: EvalHooks
+    transfers: list[Transfer | None]
+    passes_loader_idx: bool
+    model_eval: Callable[[], Any]
+    model_train: Callable[[], Any] | None
+    epoch_end: Callable[[Any], Any] | None
+    takes_iterator: bool = False
+
+
+class EvaluationLoop:
+    """Evaluates each loader once, in order.
+
+    Attributes:
+        plan, feed, metrics: Connected by `run.py`.
+        write_metrics: Sends an epoch's values to the loggers.
+        write_steps: Sends the values of one batch.
+        seen: Batches evaluated so far, for each loader: the axis of values logged per batch.
+        interrupt: Raises what a signal asked for; None while there was none.
+        log_every: Batches between two copies of per-batch values to the host.
+        log_step: Axis of the epoch's values.
+    """
+
+    plan: EvalPlan
+    feed: Feed
+    metrics: MetricLog
+
+    def __init__(self, prefix: Prefix) -> None:
+        self.prefix = prefix
+        self.stage = {"validation": "validate"}.get(prefix, prefix)
+        self.write_metrics: Callable[[dict[str, float], int], None] = lambda values, step: None
+        self.write_steps: Callable[[dict[str, float], int], None] = lambda values, step: None
+        self.log_step: Callable[[], int] = lambda: 0
+        self.interrupt: Callable[[], None] | None = None
+        self.log_every = 50
+        self.seen: list[int] = []
+        self.current: tuple[int, int] = (0, 0)
+
+    def run(
+        self,
+        *,
+        context: AbstractContextManager[Any],
+        at_most: float = math.inf,
+        writes: bool = True,
+        before_end: Callable[[], None] = lambda: None,
+    ) -> Results:
+        """Evaluate.
+
+        Args:
+            context: Switches gradients off.
+            at_most: Batches of each loader at most; for the check before training.
+            writes: Whether loggers get the values.
+            before_end: Called when the values are final, before ``on_*_end``.
+
+        Returns:
+            For each loader the values logged, by key.
+        """
+        plan, metrics, scope_of = self.plan, self.metrics, self.metrics.scope_of
+        modes = [(module, module.training) for module in plan.module.modules()]
+        metrics.clear(self.stage)
+        with context:
+            plan.model_eval()
+            self._call(plan.hooks.start, scope_of(f"on_{self.prefix}_start"))
+            self._call(plan.hooks.epoch_start, scope_of(f"on_{self.prefix}_epoch_start"))
+            outputs = self._loaders(at_most, writes)
+            final = self._end_epoch(outputs)
+            results = self._results(final)
+            if writes:
+                values = {e.epoch_key: number for e, number in final if e.logger}
+                if values:
+                    self.write_metrics(values, self.log_step())
+            before_end()
+            self._call(plan.hooks.end, None)
+        if plan.model_train is not None:
+            plan.model_train()
+        else:
+            for module, training in modes:
+                if module.training is not training:
+                    module.training = training
+        return results
+
+    # ---------------------------------------------------------------------------------------------- the batches
+
+    def _loaders(self, at_most: float, writes: bool) -> list[list[Any]]:
+        outputs: list[list[Any]] = []
+        n_loaders = len(self.feed.loaders)
+        self.seen.extend([0] * (n_loaders - len(self.seen)))
+        for index in range(n_loaders):
+            kept: list[Any] = []
+            self._batches(index, at_most, writes, kept if self.plan.epoch_end is not None else None)
+            outputs.append(kept)
+        return outputs
+
+    def _batches(self, index: int, at_most: float, writes: bool, kept: list[Any] | None) -> None:
+        plan, hooks, metrics, step = self.plan, self.plan.hooks, self.metrics, self.plan.step
+        suffix = f"{SUFFIX}{index}" if plan.passes_loader_idx else ""
+        step_scope = metrics.scope_of(f"{self.prefix}_step", suffix)
+        start_scope = metrics.scope_of(f"on_{self.prefix}_batch_start", suffix)
+        end_scope = metrics.scope_of(f"on_{self.prefix}_batch_end", suffix)
+        extra = (index,) if plan.passes_loader_idx else ()
+        pending: list[tuple[int, dict[str, Any]]] = []
+        batch_idx = -1
+        for batch_idx, batch in enumerate(self.feed.fetch(index, plan.transfers[index], at_most)):
+            self.current = (index, batch_idx)
+            metrics.batch, metrics.batch_size = batch, None
+            metrics.scope = start_scope
+            for hook in hooks.batch_start:
+                hook(batch, batch_idx, *extra)
+            metrics.scope = step_scope
+            output = step(batch, batch_idx, *extra)
+            metrics.scope = end_scope
+            for hook in hooks.batch_end:
+                hook(output, batch, batch_idx, *extra)
+            if kept is not None and output is not None:
+                kept.append(output)
+            if metrics.has_eval_steps and writes:
+                pending.append((self.seen[index] + batch_idx, metrics.take_eval_step(self.stage)))
+                if len(pending) >= max(self.log_every, 1):
+                    self._write_steps(pending)
+            if self.interrupt is not None:
+                self.interrupt()
+        metrics.scope = metrics.batch = None
+        self._write_steps(pending)
+        if writes:
+            self.seen[index] += batch_idx + 1
+
+    def _write_steps(self, pending: list[tuple[int, dict[str, Any]]]) -> None:
+        """Send per-batch values to the loggers, all of them in one copy to the host."""
+        numbers = iter(to_host([value for _, values in pending for value in values.values()]))
+        for axis, values in pending:
+            if values:
+                self.write_steps({key: next(numbers) for key in values}, axis)
+        pending.clear()
+
+    # ---------------------------------------------------------------------------------------------------- the end
+
+    def _end_epoch(self, outputs: list[list[Any]]) -> list[tuple[Entry, float]]:
+        plan, metrics = self.plan, self.metrics
+        scope = metrics.scope_of(f"on_{self.prefix}_epoch_end")
+        metrics.reduce_epoch(self.stage)
+        if plan.epoch_end is not None:
+            metrics.scope = scope
+            plan.epoch_end(outputs if plan.passes_loader_idx else outputs[0])
+        self._call(plan.hooks.epoch_end, scope)
+        metrics.reduce_epoch(self.stage)
+        metrics.scope = None
+        return metrics.flush_epoch(self.stage)
+
+    def _results(self, final: list[tuple[Entry, float]]) -> Results:
+        """Values of each loader; what was logged for all of them stands in each."""
+        results: Results = []
+        for index in range(len(self.feed.loaders)):
+            own = ("", f"{SUFFIX}{index}")
+            results.append({e.epoch_key: number for e, number in final if e.logger and e.suffix in own})
+        return results
+
+    def _call(self, calls: Calls, scope: Scope | None) -> None:
+        self.metrics.scope = scope
+        for hook in calls:
+            hook()
+
+
+def grad_free_context(*, inference: bool) -> AbstractContextManager[Any]:
+    """What an evaluation runs under: inference mode, or no_grad where tensors must stay usable for training."""
+    return torch.inference_mode() if inference else torch.no_grad()

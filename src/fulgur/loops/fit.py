@@ -1,0 +1,486 @@
+"""The fit loop: everything that happens between two batches, top to bottom, in this file.
+
+Reading order: `FitLoop.run` -> `_epoch` -> `_batches` -> `_automatic_step` -> `_forward_backward` -> `_before_optimizer_step`
+(or `_manual_step`). Whatever can be decided before the first batch is decided in `StepPlan` and `Hooks`; a step only calls.
+
+Three rules keep a step cheap; tests/overhead holds them by counting:
+
+* no attribute chain longer than one dot in the batch loop (locals are bound before it),
+* nothing waits for the device outside `MetricLog.flush_step`,
+* no work for a hook, scheduler or scaler that nobody asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fulgur.data.fetch import Fetch, StepIterator
+from fulgur.errors import MisconfigurationException
+from fulgur.hooks import Calls, Hooks
+from fulgur.loops.faults import closure_not_run, explain_backward, unusable_output
+from fulgur.loops.limits import Limits, window_length
+from fulgur.loops.plan import StepPlan, Update
+from fulgur.metrics import MetricLog, Scope
+from fulgur.optim.toggle import toggle_parameters, untoggle_parameters
+from fulgur.progress import Progress
+
+
+class _NothingToUpdate(Exception):
+    """Leaves an optimizer's step from within its closure: no batch of the window had a loss."""
+
+
+class FitLoop:
+    """Trains until a limit is reached. Owns the counters; everything else is connected to it by `run.fit`.
+
+    Attributes:
+        plan, hooks, metrics: What a step calls, who listens, where `self.log` writes.
+        fetch: Iterates over one epoch's batches.
+        n_batches: Batches in an epoch; ``inf`` if unknown.
+        before_epochs: Called once before the first epoch, with nothing of it drawn: restores generators on resume.
+        load_epoch: Called with the epoch before its first batch; loads or re-seeds `fetch`.
+        validate: Runs a validation; None where there is nothing to validate.
+        write_metrics: Sends values to the loggers: ``(values, axis)``.
+        should_stop: Ends the run once `min_epochs` and `min_steps` are met.
+        interrupt: Raises what a signal asked for, at the next step boundary; None while there was no signal.
+    """
+
+    plan: StepPlan
+    hooks: Hooks
+    metrics: MetricLog
+    fetch: Fetch
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.progress = Progress()
+        self.should_stop = False
+        self.interrupt: Callable[[], None] | None = None
+        self.n_batches: float = math.inf
+        self.val_every: float = math.inf
+        self.is_sized = True
+        self.is_automatic = True
+        self.load_epoch: Callable[[int], None] = lambda epoch: None
+        self.recollect: Callable[[], None] = lambda: None
+        self.validate: Callable[[], None] | None = None
+        self.before_epochs: Callable[[], None] | None = None
+        self.write_metrics: Callable[[dict[str, float], int], None] = lambda values, step: None
+        self._updated = False
+        self._last_validation = time.monotonic()
+
+    # ------------------------------------------------------------------------------------------------ the run
+
+    def run(self) -> None:
+        """Run epochs until `max_epochs`, `max_steps` or `should_stop`."""
+        scopes = self.plan.scopes
+        self._last_validation = time.monotonic()
+        self._call(self.hooks.on_train_start, scopes.train_start)
+        if self.before_epochs is not None:
+            self.before_epochs()
+        while not self.is_done():
+            self._epoch()
+        self._call(self.hooks.on_train_end, None)
+
+    def is_done(self) -> bool:
+        """Whether a limit is reached; looked at between epochs."""
+        progress, limits = self.progress, self.limits
+        if self.n_batches == 0 or progress.global_step >= limits.max_steps:
+            return True
+        max_epochs = limits.max_epochs
+        if progress.phase == "start" and max_epochs is not None and max_epochs != -1 and progress.epoch >= max_epochs:
+            return True
+        return self.should_stop and self._may_stop(progress.epoch)
+
+    def _may_stop(self, epochs: int) -> bool:
+        return epochs >= self.limits.min_epochs and self.progress.global_step >= self.limits.min_steps
+
+    def _epoch(self) -> None:
+        progress, plan = self.progress, self.plan
+        self.recollect()
+        self.load_epoch(progress.epoch)
+        if self.n_batches == 0:
+            return
+        if progress.phase == "start":
+            self._call(self.hooks.on_train_epoch_start, plan.scopes.epoch_start)
+        if progress.phase != "ended":
+            self._batches()
+        progress.phase = "ended"
+        self._end_epoch()
+        progress.epoch += 1
+        progress.batch = 0
+        progress.phase = "start"
+
+    # ---------------------------------------------------------------------------------------------- the batches
+
+    def _batches(self) -> None:
+        plan, hooks, metrics, progress, fetch = self.plan, self.hooks, self.metrics, self.progress, self.fetch
+        scopes, schedulers, limits = plan.scopes, plan.schedulers, self.limits
+        accumulate, max_steps, log_every = limits.accumulate, limits.max_steps, limits.log_every_n_steps
+        step = self._automatic_step if self.is_automatic else self._manual_step
+        if self._resumes_at_last_batch():
+            return
+
+        # ------------------------------------------------------------------------------------------------ one batch
+        for batch in self._iterator_steps(fetch) if plan.takes_iterator else fetch:
+            batch_idx, is_last = progress.batch, fetch.is_last
+            progress.log_step = progress.global_step
+            metrics.batch, metrics.batch_size = batch, None
+            metrics.scope = scopes.batch_start
+            for hook in hooks.on_train_batch_start:
+                hook(batch, batch_idx)
+            if hooks.module_batch_start:
+                if hooks.module_batch_start[0](batch, batch_idx) == -1:
+                    self._step_epoch_schedulers()
+                    break
+
+            updates = accumulate == 1 or is_last or (batch_idx + 1) % accumulate == 0
+            outputs = step(batch, batch_idx, updates)  # <- the step
+
+            progress.batch = batch_idx + 1
+            progress.batches_total += 1
+            progress.phase = "batch"
+            if self._updated and schedulers.by_step:
+                schedulers.step(schedulers.by_step, batch_idx + 1)
+            if is_last:
+                self._step_epoch_schedulers()
+            metrics.scope = scopes.batch_end
+            for hook in hooks.on_train_batch_end:
+                hook(outputs, batch, batch_idx)
+            metrics.scope = metrics.batch = batch = outputs = None
+            if self._updated and log_every and (progress.global_step % log_every == 0 or self.should_stop):
+                self._write_step()
+            if self.interrupt is not None and updates:
+                self.interrupt()
+            if self.validate is not None and self._is_validation_due(batch_idx, is_last):
+                self._validate()
+            if schedulers.plateau_by_step and self._updated:
+                schedulers.step(schedulers.plateau_by_step, batch_idx + 1)
+            if progress.global_step >= max_steps or (self.should_stop and self._may_stop(progress.epoch)):
+                break
+        else:
+            self._finish_early_loader()
+        # ---------------------------------------------------------------------------------------------------------
+        metrics.scope = metrics.batch = None
+
+    def _automatic_step(self, batch: Any, batch_idx: int, updates: bool) -> Any:
+        """Forward, backward and, on the last batch of a window, the optimizer step; for each optimizer.
+
+        Args:
+            batch: Batch on the training device.
+            batch_idx: Position in the epoch.
+            updates: Whether this batch completes an accumulation window.
+
+        Returns:
+            What hooks get as outputs.
+        """
+        plan, progress = self.plan, self.progress
+        collected: list[Any] = []
+        outputs: Any = None
+        self._updated = False
+        active = (plan.updates[plan.turns[batch_idx % len(plan.turns)]],) if plan.turns else plan.updates
+        several = len(plan.updates) > 1
+        for update in active:
+            toggled = toggle_parameters(update.optimizer, plan.optimizers) if several else None
+            if updates and plan.optimizer_step is not None:
+                outputs = self._closure_step(update, batch, batch_idx)
+            else:
+                outputs = self._forward_backward(update, batch, batch_idx, updates)
+                if updates and update.n_backward:
+                    self._before_optimizer_step(update)
+                    if plan.scaler is None:
+                        update.optimizer.step()
+                    else:
+                        plan.scaler.step(update.optimizer)
+                        plan.scaler.update()
+                    self._count(update)
+            if toggled is not None:
+                untoggle_parameters(toggled)
+                collected.append(outputs)
+        if not plan.updates:  # no optimizer: the module trains nothing, or in its own way
+            outputs = self._run_without_optimizer(batch, batch_idx)
+            if updates:
+                progress.global_step += 1
+                self._updated = True
+        if plan.epoch_outputs is not None:
+            plan.epoch_outputs.append(_detached(collected if several else outputs))
+        return collected if several else outputs
+
+    def _forward_backward(self, update: Update, batch: Any, batch_idx: int, updates: bool) -> Any:
+        plan, hooks, metrics, scopes = self.plan, self.hooks, self.metrics, self.plan.scopes
+        optimizer, accumulate = update.optimizer, self.limits.accumulate
+        starts_window = accumulate == 1 or batch_idx % accumulate == 0
+        if starts_window:
+            update.n_backward = 0
+            update.divisor = 1 if accumulate == 1 else window_length(batch_idx, accumulate, self.n_batches)
+            if plan.is_zero_grad_first:
+                optimizer.zero_grad()
+        if plan.set_grad_sync is not None:
+            plan.set_grad_sync(updates)
+
+        metrics.scope = scopes.training_step
+        outputs = update.training_step(batch, batch_idx)
+
+        if starts_window and not plan.is_zero_grad_first:
+            self._zero_grad(optimizer, batch_idx)
+        if outputs is None:  # the user skips this batch
+            return {} if plan.has_outputs else None
+        loss = outputs if isinstance(outputs, Tensor) else unusable_output(outputs)
+        if update.divisor != 1:
+            loss = loss / update.divisor
+        scaled = loss if plan.scaler is None else plan.scaler.scale(loss)
+        if hooks.on_before_backward:
+            self._call(hooks.on_before_backward, scopes.before_backward, scaled)
+        if plan.backward is not None:
+            metrics.scope = scopes.backward
+            plan.backward(scaled)
+        else:
+            try:
+                scaled.backward()  # type: ignore[no-untyped-call]
+            except RuntimeError as error:
+                raise explain_backward(error, scaled) from error
+        if hooks.on_after_backward:
+            self._call(hooks.on_after_backward, scopes.after_backward)
+        update.n_backward += 1
+        return _outputs(outputs, loss) if plan.has_outputs else None
+
+    def _before_optimizer_step(self, update: Update) -> None:
+        """Make gradients what the optimizer should see: unscaled, averaged over the window's true length, clipped."""
+        plan, hooks, optimizer = self.plan, self.hooks, update.optimizer
+        if plan.scaler is not None:
+            plan.scaler.unscale_(optimizer)
+        if update.n_backward != update.divisor:  # the loader ended early, or batches were skipped
+            _scale_gradients(optimizer, update.divisor / update.n_backward)
+        if hooks.on_before_optimizer_step:
+            self._call(hooks.on_before_optimizer_step, plan.scopes.before_optimizer_step, optimizer)
+        if plan.clip is not None:
+            self.metrics.scope = plan.scopes.clipping
+            plan.clip(optimizer)
+
+    def _count(self, update: Update) -> None:
+        """One clock: however many optimizers a batch steps, it counts once."""
+        update.n_backward = 0
+        if not self._updated:
+            self._updated = True
+            self.progress.global_step += 1
+
+    # --------------------------------------------------------------------- steps that somebody wants to run himself
+
+    def _closure_step(self, update: Update, batch: Any, batch_idx: int) -> Any:
+        """The step for an overridden ``optimizer_step``, and for optimizers that evaluate the loss themselves."""
+        n_before, result = update.n_backward, []
+
+        def closure() -> Any:
+            update.n_backward = n_before
+            result[:] = [self._forward_backward(update, batch, batch_idx, True)]
+            return result[0].get("loss")
+
+        has_outputs, self.plan.has_outputs = self.plan.has_outputs, True
+        try:
+            assert self.plan.optimizer_step is not None
+            self.plan.optimizer_step(self.progress.epoch, batch_idx, update.wrapped, closure)
+        finally:
+            self.plan.has_outputs = has_outputs
+        if not result:
+            raise closure_not_run(self.plan.optimizer_step)
+        return result[0]
+
+    def run_step(self, update: Update, closure: Callable[[], Any] | None, kwargs: dict[str, Any]) -> Any:
+        """What ``step`` of a `LightningOptimizer` does: precision, hooks and clipping around the optimizer's own."""
+        plan, optimizer = self.plan, update.optimizer
+
+        def evaluate() -> Any:
+            loss = closure() if closure is not None else None
+            if not self.is_automatic:
+                update.n_backward = update.divisor
+            if not update.n_backward:
+                raise _NothingToUpdate
+            self._before_optimizer_step(update)
+            return loss
+
+        result = None
+        with suppress(_NothingToUpdate):
+            if plan.scaler is not None:
+                evaluate()
+                result = plan.scaler.step(optimizer, **kwargs)
+                plan.scaler.update()
+            elif closure is None:
+                evaluate()
+                result = optimizer.step(**kwargs)
+            else:
+                result = optimizer.step(evaluate, **kwargs)
+            self._count(update)
+        return result
+
+    def _zero_grad(self, optimizer: Any, batch_idx: int) -> None:
+        plan, hooks = self.plan, self.hooks
+        if hooks.on_before_zero_grad:
+            self._call(hooks.on_before_zero_grad, plan.scopes.before_zero_grad, optimizer)
+        if plan.zero_grad is not None:
+            self.metrics.scope = plan.scopes.zero_grad
+            plan.zero_grad(self.progress.epoch, batch_idx, optimizer)
+        else:
+            optimizer.zero_grad()
+
+    def _manual_step(self, batch: Any, batch_idx: int, updates: bool) -> Any:
+        """The module drives backward and optimizer steps itself; see `manual_backward` and `run_step`."""
+        plan = self.plan
+        self._updated = False
+        outputs = self._run_without_optimizer(batch, batch_idx)
+        if not plan.optimizers:
+            self.progress.global_step += 1
+            self._updated = True
+        if plan.epoch_outputs is not None:
+            plan.epoch_outputs.append(_detached(outputs))
+        return outputs
+
+    def _run_without_optimizer(self, batch: Any, batch_idx: int) -> Any:
+        self.metrics.scope = self.plan.scopes.training_step
+        outputs = self.plan.training_step(batch, batch_idx)
+        if not self.plan.has_outputs:
+            return None
+        if isinstance(outputs, Tensor):
+            return {"loss": outputs.detach()}
+        if outputs is None or isinstance(outputs, Mapping):
+            loss = outputs.get("loss") if outputs else None
+            return dict(outputs or {}) | ({"loss": loss.detach()} if isinstance(loss, Tensor) else {})
+        raise MisconfigurationException(
+            f"training_step returned {type(outputs).__name__}. In manual optimization return a tensor, a dict or None."
+        )
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Backward of manual optimization: scaled under 16-mixed, with its hooks."""
+        plan, hooks, metrics = self.plan, self.hooks, self.metrics
+        scaled = loss if plan.scaler is None else plan.scaler.scale(loss)
+        if hooks.on_before_backward:
+            self._call(hooks.on_before_backward, plan.scopes.before_backward, scaled)
+        metrics.scope = plan.scopes.backward
+        (plan.backward or torch.Tensor.backward)(scaled, *args, **kwargs)
+        if hooks.on_after_backward:
+            self._call(hooks.on_after_backward, plan.scopes.after_backward)
+        metrics.scope = plan.scopes.training_step
+
+    def optimizers_for_user(self, *, wrapped: bool) -> Any:
+        """The optimizer, or the list of them."""
+        found = [u.wrapped if wrapped else u.optimizer for u in self.plan.updates]
+        return found[0] if len(found) == 1 else found
+
+    # ---------------------------------------------------------------------------------- around and after the batches
+
+    def _call(self, calls: Calls, scope: Scope | None, *args: Any) -> None:
+        """Run the hooks of one point, with logging as `scope` allows it."""
+        self.metrics.scope = scope
+        for hook in calls:
+            hook(*args)
+
+    def _step_epoch_schedulers(self) -> None:
+        schedulers = self.plan.schedulers
+        if schedulers.by_epoch:
+            schedulers.step(schedulers.by_epoch, self.progress.epoch + 1)
+
+    def _write_step(self) -> None:
+        values = self.metrics.flush_step()
+        if values:
+            self.write_metrics(values, self.progress.log_step)
+
+    def _end_epoch(self) -> None:
+        plan, hooks, metrics, progress = self.plan, self.hooks, self.metrics, self.progress
+        scope, schedulers = plan.scopes.epoch_end, plan.schedulers
+        metrics.reduce_epoch("train")
+        if plan.epoch_outputs and plan.training_epoch_end is not None:
+            metrics.scope = scope
+            outputs = plan.epoch_outputs
+            n_optimizers = len(plan.updates) if self.is_automatic else 1
+            plan.training_epoch_end(outputs if n_optimizers < 2 else [list(o) for o in zip(*outputs, strict=False)])
+            plan.epoch_outputs = []
+        self._call(hooks.on_train_epoch_end, scope)
+        metrics.reduce_epoch("train")
+        if schedulers.plateau_by_epoch:  # order matters: a checkpoint of the epoch's end holds the rate of the next
+            schedulers.step(schedulers.plateau_by_epoch, progress.epoch + 1)
+        self._call(hooks.on_train_epoch_end_monitors, scope)
+        metrics.scope = None
+        values = {e.epoch_key: number for e, number in metrics.flush_epoch("train") if e.logger}
+        if values:
+            self.write_metrics(values, progress.log_step)
+
+    def _is_validation_due(self, batch_idx: int, is_last: bool) -> bool:
+        limits, progress = self.limits, self.progress
+        every_n_epoch, interval = limits.check_val_every_n_epoch, limits.val_check_interval
+        if every_n_epoch is not None and (progress.epoch + 1) % every_n_epoch != 0:
+            return False
+        if is_last and not self.is_sized:
+            return True
+        if self.should_stop and self._may_stop(progress.epoch):
+            return True
+        if isinstance(interval, timedelta):
+            return time.monotonic() - self._last_validation >= interval.total_seconds()
+        count = batch_idx + 1 if every_n_epoch is not None else progress.batches_total
+        return count % self.val_every == 0
+
+    def _validate(self) -> None:
+        assert self.validate is not None
+        self.validate()
+        self._last_validation = time.monotonic()
+
+    def _resumes_at_last_batch(self) -> bool:
+        """After a resume: run the validation that was still due, and tell whether no batch is left."""
+        progress = self.progress
+        if progress.phase not in ("batch", "validated") or progress.batch == 0:
+            return False
+        is_last = progress.batch >= self.n_batches
+        if progress.phase == "batch" and self.validate is not None:
+            if self._is_validation_due(progress.batch - 1, is_last):
+                self._validate()
+        return is_last
+
+    def _iterator_steps(self, fetch: Fetch) -> Iterator[StepIterator]:
+        """Hand the iterator itself to each step, for ``training_step(dataloader_iter)``."""
+        iterator = StepIterator(fetch)
+        while iterator.has_more:
+            fetch.is_last = iterator.draws_last
+            yield iterator
+
+    def _finish_early_loader(self) -> None:
+        """The loader had fewer batches than its length said: update with what the open window has."""
+        plan, progress = self.plan, self.progress
+        if self.fetch.is_last:
+            return
+        if progress.batch == 0:
+            raise MisconfigurationException(
+                "The training loader gave no batch. Look at the length of its dataset, its sampler, and drop_last with a "
+                "batch_size above it."
+            )
+        for update in plan.updates:
+            if update.n_backward:
+                self.run_step(update, None, {})
+        self._step_epoch_schedulers()
+        if self.validate is not None and progress.batch and progress.phase == "batch":
+            self._validate()
+
+
+def _outputs(outputs: Any, loss: Tensor) -> dict[str, Any]:
+    """What hooks see of a step: the loss detached, everything else as it was returned."""
+    detached = loss.detach().clone()
+    return {"loss": detached} if isinstance(outputs, Tensor) else {**outputs, "loss": detached}
+
+
+def _detached(outputs: Any) -> Any:
+    """Outputs without their graphs, which would keep every step's activations alive to the epoch's end."""
+    if isinstance(outputs, Tensor):
+        return outputs.detach()
+    if isinstance(outputs, dict):
+        return {key: _detached(value) for key, value in outputs.items()}
+    if isinstance(outputs, (list, tuple)):
+        return type(outputs)(_detached(value) for value in outputs)
+    return outputs
+
+
+def _scale_gradients(optimizer: Any, factor: float) -> None:
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, factor)

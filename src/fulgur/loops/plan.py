@@ -1,0 +1,296 @@
+"""StepPlan: what one training step calls, resolved once from module, strategy, precision and Trainer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from fulgur.errors import MisconfigurationException
+from fulgur.hooks import overrides
+from fulgur.loops.schedule import Schedulers
+from fulgur.metrics import MetricLog, Scope
+from fulgur.module import LightningModule
+from fulgur.optim.clip import clip_gradients
+from fulgur.optim.configure import OptimizerSetup
+from fulgur.optim.manual import LightningOptimizer
+from fulgur.precision import Precision
+from fulgur.strategies.strategy import Strategy
+
+Step = Callable[[Any, int], Any]
+
+
+@dataclass(slots=True)
+class Update:
+    """One optimizer's share of a step.
+
+    Attributes:
+        training_step: Takes ``(batch, batch_idx)``, whatever the user's takes.
+        n_backward: Backward passes since its gradients were cleared.
+        divisor: What each of their losses was divided by.
+    """
+
+    optimizer: Any
+    wrapped: LightningOptimizer
+    training_step: Step
+    n_backward: int = 0
+    divisor: int = 1
+
+
+@dataclass(slots=True)
+class TrainScopes:
+    """Where in a training step `self.log` is called from."""
+
+    training_step: Scope
+    batch_start: Scope
+    batch_end: Scope
+    before_zero_grad: Scope
+    zero_grad: Scope
+    before_backward: Scope
+    backward: Scope
+    after_backward: Scope
+    before_optimizer_step: Scope
+    clipping: Scope
+    train_start: Scope
+    epoch_start: Scope
+    epoch_end: Scope
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What one step calls. None, or an empty tuple, where nobody asked for anything.
+
+    Attributes:
+        training_step: The module's, wrapped by precision and strategy; takes ``(batch, batch_idx)``.
+        updates: One for each optimizer in automatic optimization.
+        turns: Index into `updates` for each batch of a cycle, where optimizers take turns (1.x ``frequency``).
+        optimizer_step: The module's, where it is overridden or an optimizer needs the closure.
+        zero_grad: The module's ``optimizer_zero_grad`` where it is overridden.
+        is_zero_grad_first: Gradients are cleared before the forward pass, when their memory is worth most. Where
+            someone listens it happens after it, as listeners expect.
+        backward: The module's, where it is overridden.
+        clip: Clips an optimizer's gradients.
+        scaler: Loss scaler, with 16-mixed only.
+        set_grad_sync: Turns gradient reduction on or off.
+        schedulers: Learning-rate schedulers.
+        has_outputs: Someone reads what `training_step` returned.
+        epoch_outputs: Collects outputs for ``training_epoch_end``; None where it is not there.
+        checks_finite: Stop at a loss that is not finite (1.x ``terminate_on_nan``); waits for the device.
+    """
+
+    training_step: Step
+    scopes: TrainScopes
+    schedulers: Schedulers
+    updates: tuple[Update, ...] = ()
+    turns: tuple[int, ...] = ()
+    optimizer_step: Callable[..., Any] | None = None
+    zero_grad: Callable[..., Any] | None = None
+    is_zero_grad_first: bool = True
+    backward: Callable[..., Any] | None = None
+    clip: Callable[[Any], Any] | None = None
+    scaler: torch.amp.GradScaler | None = None
+    set_grad_sync: Callable[[bool], None] | None = None
+    has_outputs: bool = False
+    epoch_outputs: list[Any] | None = None
+    training_epoch_end: Callable[[list[Any]], Any] | None = None
+    takes_iterator: bool = False
+    optimizers: list[Any] = field(default_factory=list)
+
+
+def build_plan(
+    module: LightningModule,
+    setup: OptimizerSetup,
+    *,
+    strategy: Strategy,
+    precision: Precision,
+    metrics: MetricLog,
+    clip_val: float | None,
+    clip_algorithm: str | None,
+    reads_outputs: bool,
+    listens_to_zero_grad: bool,
+) -> StepPlan:
+    """Resolve a `StepPlan`.
+
+    Args:
+        module: Whose steps.
+        setup: Its optimizers and schedulers.
+        strategy: Wraps the step so that gradients are synchronised.
+        precision: Its context and scaler.
+        metrics: Gives the scopes.
+        clip_val, clip_algorithm: The Trainer's clipping; None or <= 0 for none.
+        reads_outputs: Whether a hook reads the outputs of steps.
+        listens_to_zero_grad: Whether a hook listens to gradients being cleared.
+
+    Raises:
+        MisconfigurationException: `training_step` does not fit the optimizers.
+    """
+    own = partial(overrides, module, base=LightningModule)
+    step = step_of(module, "training_step", strategy=strategy, precision=precision)
+    parameters = _positional(module.training_step)
+    epoch_end = getattr(module, "training_epoch_end", None)
+    plan = StepPlan(
+        training_step=step,
+        scopes=_scopes(metrics),
+        schedulers=Schedulers(
+            setup.schedulers if module.automatic_optimization else (),
+            step=module.lr_scheduler_step if own("lr_scheduler_step") else None,
+            metrics=metrics,
+        ),
+        scaler=precision.scaler,
+        set_grad_sync=strategy.set_grad_sync(),
+        has_outputs=reads_outputs or epoch_end is not None,
+        epoch_outputs=[] if epoch_end is not None else None,
+        training_epoch_end=epoch_end,
+        takes_iterator="dataloader_iter" in parameters,
+        optimizers=setup.optimizers,
+        backward=module.backward if own("backward") else None,
+    )
+    if module.automatic_optimization:
+        _plan_automatic(plan, module, setup, parameters)
+        plan.zero_grad = module.optimizer_zero_grad if own("optimizer_zero_grad") else None
+        plan.is_zero_grad_first = plan.zero_grad is None and not listens_to_zero_grad
+        if own("configure_gradient_clipping"):
+            plan.clip = partial(
+                module.configure_gradient_clipping,
+                gradient_clip_val=clip_val,
+                gradient_clip_algorithm=clip_algorithm,
+            )
+        elif clip_val is not None and clip_val > 0:
+            plan.clip = partial(clip_gradients, clip_val=clip_val, algorithm=clip_algorithm or "norm")
+        if own("optimizer_step") or any(needs_closure(optimizer) for optimizer in setup.optimizers):
+            plan.optimizer_step = module.optimizer_step
+    else:
+        plan.updates = tuple(Update(o, LightningOptimizer(o), step) for o in setup.optimizers)
+    return plan
+
+
+def _plan_automatic(plan: StepPlan, module: LightningModule, setup: OptimizerSetup, parameters: list[str]) -> None:
+    several = len(setup.optimizers) > 1
+    name = type(module).__name__
+    if several and "optimizer_idx" not in parameters:
+        raise MisconfigurationException(
+            f"configure_optimizers of {name} returned {len(setup.optimizers)} optimizers, and training_step has no "
+            "argument optimizer_idx to say whose loss is asked for. Write training_step(self, batch, batch_idx, "
+            "optimizer_idx), or set self.automatic_optimization = False and step the optimizers yourself."
+        )
+    if plan.scaler is not None and any(isinstance(o, torch.optim.LBFGS) for o in setup.optimizers):
+        raise MisconfigurationException(
+            "torch.optim.LBFGS evaluates its closure several times a step, which precision='16-mixed' cannot scale. "
+            "Use precision='bf16-mixed' or '32-true', or another optimizer."
+        )
+    plan.updates = tuple(
+        Update(
+            optimizer,
+            LightningOptimizer(optimizer),
+            partial(plan.training_step, optimizer_idx=index) if "optimizer_idx" in parameters else plan.training_step,
+        )
+        for index, optimizer in enumerate(setup.optimizers)
+    )
+    plan.turns = tuple(i for i, n in enumerate(setup.frequencies) for _ in range(n))
+
+
+def needs_closure(optimizer: Any) -> bool:
+    """Whether `optimizer` may use the closure for more than one evaluation at the start of its step.
+
+    torch's own optimizers do not, LBFGS apart; of others nobody knows, so they get it.
+    """
+    step = getattr(type(optimizer), "step", None)
+    step = getattr(step, "__wrapped__", step)
+    is_torch = str(getattr(step, "__module__", "")).startswith("torch.optim.")
+    return not is_torch or isinstance(optimizer, torch.optim.LBFGS)
+
+
+def step_of(
+    module: LightningModule, name: str, *, strategy: Strategy, precision: Precision, passes_loader_idx: bool = False
+) -> Callable[..., Any]:
+    """The module's step `name`, wrapped by 1.x ``*_step_end``, precision and strategy.
+
+    Takes ``(batch, batch_idx)``, and ``dataloader_idx`` after them if `passes_loader_idx`; hands on what the user's
+    function asks for.
+    """
+    bound = getattr(module, name)
+    step = _with_arguments(bound, name, passes_loader_idx)
+    if module.compiler is not None:
+        step = module.compiler(step)
+    step_end = getattr(module, f"{name}_end", None)
+    if step_end is not None:
+        step = _followed_by(step_end, step)
+    context = precision.step_context()
+    if context is not None:
+        step = _under(context, step)
+    return strategy.wrap_step(step)
+
+
+def _with_arguments(step: Callable[..., Any], name: str, passes_loader_idx: bool) -> Callable[..., Any]:
+    parameters = _positional(step)
+    takes_all = "*" in parameters
+    names = [p for p in parameters if p != "*"]
+    if passes_loader_idx:
+        if not takes_all and "dataloader_idx" not in names and len(names) < 3:
+            raise RuntimeError(
+                f"{name} gets batches of several loaders and has no argument dataloader_idx to tell them apart. "
+                f"Write {name}(self, batch, batch_idx, dataloader_idx=0)."
+            )
+        return step
+    if "dataloader_iter" in names:
+        return lambda iterator, batch_idx: step(iterator)
+    if "dataloader_idx" in names and name != "training_step":
+        return _with_loader_zero(step)
+    if takes_all or len([n for n in names if n != "optimizer_idx"]) > 1:
+        return step
+    if "batch_idx" in names and len(names) == 1:
+        raise MisconfigurationException(f"{name} takes batch_idx and no batch. Write {name}(self, batch, batch_idx).")
+    return lambda batch, batch_idx, **more: step(batch, **more)
+
+
+def _with_loader_zero(step: Callable[..., Any]) -> Callable[..., Any]:
+    parameter = inspect.signature(step).parameters["dataloader_idx"]
+    return step if parameter.default is not parameter.empty else partial(step, dataloader_idx=0)
+
+
+def _positional(function: Callable[..., Any]) -> list[str]:
+    """Names of the arguments that can be given by position; ``"*"`` stands for any number of them."""
+    names = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            names.append("*")
+        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            names.append(parameter.name)
+        elif parameter.kind is parameter.KEYWORD_ONLY and parameter.name in ("batch_idx", "optimizer_idx"):
+            names.append(parameter.name)
+    return names
+
+
+def _followed_by(step_end: Callable[[Any], Any], step: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: step_end(step(*args, **kwargs))
+
+
+def _under(context: Any, step: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with context:
+            return step(*args, **kwargs)
+
+    return run
+
+
+def _scopes(metrics: MetricLog) -> TrainScopes:
+    of = metrics.scope_of
+    return TrainScopes(
+        training_step=of("training_step"),
+        batch_start=of("on_train_batch_start"),
+        batch_end=of("on_train_batch_end"),
+        before_zero_grad=of("on_before_zero_grad"),
+        zero_grad=of("optimizer_zero_grad"),
+        before_backward=of("on_before_backward"),
+        backward=of("backward"),
+        after_backward=of("on_after_backward"),
+        before_optimizer_step=of("on_before_optimizer_step"),
+        clipping=of("configure_gradient_clipping"),
+        train_start=of("on_train_start"),
+        epoch_start=of("on_train_epoch_start"),
+        epoch_end=of("on_train_epoch_end"),
+    )

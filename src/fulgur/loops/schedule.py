@@ -1,0 +1,71 @@
+"""When learning-rate schedulers step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from fulgur.errors import MisconfigurationException, PossibleUserWarning
+from fulgur.metrics import MetricLog
+from fulgur.optim.configure import LRSchedulerConfig
+from fulgur.rank import rank_zero_warn
+
+Configs = tuple[LRSchedulerConfig, ...]
+
+
+class Schedulers:
+    """Learning-rate schedulers of automatic optimization, sorted by when they step.
+
+    Args:
+        configs: All of them.
+        step: The module's ``lr_scheduler_step`` where it is overridden, else None.
+        metrics: Where plateau schedulers find what they monitor.
+    """
+
+    def __init__(
+        self, configs: Iterable[LRSchedulerConfig], *, step: Callable[[Any, Any], None] | None, metrics: MetricLog
+    ) -> None:
+        configs = tuple(configs)
+        self._override, self._metrics = step, metrics
+        self.by_step: Configs = tuple(c for c in configs if c.interval == "step" and not c.reduce_on_plateau)
+        self.by_epoch: Configs = tuple(c for c in configs if c.interval == "epoch" and not c.reduce_on_plateau)
+        self.plateau_by_step: Configs = tuple(c for c in configs if c.interval == "step" and c.reduce_on_plateau)
+        self.plateau_by_epoch: Configs = tuple(c for c in configs if c.interval == "epoch" and c.reduce_on_plateau)
+
+    def step(self, configs: Configs, count: int) -> None:
+        """Step those of `configs` that are due after `count` intervals.
+
+        A plateau scheduler compares its metric on the host: it waits for the device.
+        """
+        for config in configs:
+            if count % config.frequency == 0:
+                self._step_one(config)
+
+    def _step_one(self, config: LRSchedulerConfig) -> None:
+        metric = None
+        if config.reduce_on_plateau:
+            metric = self._monitored(config)
+            if metric is None:
+                return
+        if self._override is not None:
+            self._metrics.scope = None
+            self._override(config.scheduler, metric)
+        elif metric is None:
+            config.scheduler.step()
+        else:
+            config.scheduler.step(metric)
+
+    def _monitored(self, config: LRSchedulerConfig) -> Any:
+        self._metrics.refresh()
+        found = self._metrics.callback_metrics.get(str(config.monitor))
+        if found is None:
+            kind = type(config.scheduler).__name__
+            message = (
+                f"The scheduler {kind} monitors {config.monitor!r}, which was not logged. "
+                f"Logged so far: {sorted(self._metrics.callback_metrics) or 'nothing'}. Log it with "
+                f"self.log({config.monitor!r}, value), or change 'monitor' in configure_optimizers."
+            )
+            if config.strict:
+                raise MisconfigurationException(message)
+            rank_zero_warn(message + " Its step is skipped.", PossibleUserWarning)
+        return found

@@ -1,0 +1,766 @@
+"""One run, from entry to exit, in order: what `Trainer.fit`, `validate`, `test` and `predict` do.
+
+Reading order: `fit` -> `_start` -> `_connect_training` -> `_sanity_check` -> `FitLoop.run` -> `_execute` (teardown, always).
+`evaluate` and `predict` go the same way without the training in the middle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fulgur.checkpoint import state as checkpoint_state
+from fulgur.checkpoint.location import modified_at
+from fulgur.checkpoint.state import Contents
+from fulgur.checkpoint.write import checkpoint_exists
+from fulgur.data.fetch import build_transfer
+from fulgur.data.transfer import cast_floating, move_to_device
+from fulgur.datamodule import LightningDataModule
+from fulgur.errors import MisconfigurationException, PossibleUserWarning
+from fulgur.hooks import collect, collect_stage, overrides
+from fulgur.interrupt import InterruptHandler
+from fulgur.loops.evaluate import EvalPlan, EvaluationLoop, grad_free_context
+from fulgur.loops.feed import Feed, build_eval_feed, build_train_feed
+from fulgur.loops.plan import build_plan, step_of
+from fulgur.loops.results import print_results
+from fulgur.module import LightningModule
+from fulgur.optim.configure import OptimizerSetup, build_optimizers
+from fulgur.rank import rank_zero_warn
+from fulgur.resolve import merge_module_callbacks
+from fulgur.rng import isolate_rng, restore_rng
+from fulgur.states import RunningStage, TrainerFn, TrainerStatus
+
+if TYPE_CHECKING:
+    from fulgur.trainer import Trainer
+
+_PREFIX = {"val": "validation", "test": "test", "predict": "predict"}
+_SOURCE_HOOK = {"train": "train_dataloader", "val": "val_dataloader", "test": "test_dataloader"} | {
+    "predict": "predict_dataloader"
+}
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of an entry point.
+
+    Attributes:
+        fn: Which.
+        model: As passed, or None.
+        datamodule: As passed, or None.
+        ckpt_path: As passed, or None.
+        weights_only: As passed: False trusts the file.
+        sources: Loaders as passed, by "train", "val", "test", "predict".
+        is_verbose: Whether results are printed.
+    """
+
+    fn: TrainerFn
+    model: Any
+    datamodule: Any
+    ckpt_path: Any
+    weights_only: bool | None
+    sources: dict[str, Any] = field(default_factory=dict)
+    is_verbose: bool = True
+
+
+# ------------------------------------------------------------------------------------------------- entry points
+
+
+def fit(trainer: Trainer, call: Call) -> None:
+    """Train, from launch to teardown."""
+
+    def body() -> None:
+        module, loop = trainer.lightning_module, trainer.fit_loop
+        _check_training(trainer, module)
+        _start(trainer, call)
+        checkpoint = _load(trainer, call)
+        _place(trainer)
+        setup = _configure_optimizers(trainer, module)
+        _connect_training(trainer, call, setup)
+        _call_all(loop.hooks.on_fit_start)
+        _log_hyperparameters(trainer)
+        if checkpoint is not None:
+            checkpoint_state.restore_training(checkpoint, _contents(trainer))
+        _resolve_epochs(trainer)
+        module.zero_grad()
+        with InterruptHandler(loop, trainer._val_loop), _anomaly(trainer):
+            _sanity_check(trainer, call)
+            _load_training(trainer, call)
+            trainer.state.stage = RunningStage.TRAINING
+            _check_resumed_epoch(trainer)
+            if not loop.is_done():
+                if checkpoint is not None and (rng := checkpoint.get("fulgur", {}).get("rng")) is not None:
+                    loop.before_epochs = partial(restore_rng, rng)
+                loop.run()
+        _move_metrics(trainer)
+        trainer.strategy.teardown()
+        _call_all(loop.hooks.on_fit_end)
+
+    trainer.should_stop = False
+    _execute(trainer, call, body)
+
+
+def evaluate(trainer: Trainer, call: Call) -> list[dict[str, float]]:
+    """Validate or test, from launch to teardown."""
+    name = "val" if call.fn is TrainerFn.VALIDATING else "test"
+    loop = trainer.validate_loop if name == "val" else trainer.test_loop
+
+    def body() -> list[dict[str, float]]:
+        _check_has_step(trainer.lightning_module, f"{_PREFIX[name]}_step")
+        if _find_source(trainer, call, name) is None:
+            raise MisconfigurationException(_no_loader(trainer, name))
+        _start(trainer, call)
+        _load(trainer, call)
+        _place(trainer)
+        _log_hyperparameters(trainer)
+        trainer.state.stage = RunningStage(str(call.fn))
+        feed = _load_evaluation(trainer, call, name, loop)
+        if sum(feed.n_batches) == 0:
+            return []
+        feed.set_epoch(trainer.current_epoch)
+        with InterruptHandler(loop):
+            results = loop.run(context=_eval_context(trainer))
+        _move_metrics(trainer)
+        if call.is_verbose and trainer.is_global_zero:
+            print_results(results, "Validate metric" if name == "val" else "Test metric")
+        return results
+
+    results: list[dict[str, float]] = _execute(trainer, call, body)
+    return results
+
+
+def predict(trainer: Trainer, call: Call, *, returns: bool) -> list[Any] | None:
+    """Predict, from launch to teardown."""
+    loop = trainer.predict_loop
+
+    def body() -> list[Any]:
+        module = trainer.lightning_module
+        if _find_source(trainer, call, "predict") is None:
+            raise MisconfigurationException(_no_loader(trainer, "predict"))
+        _start(trainer, call)
+        _load(trainer, call)
+        _place(trainer)
+        _log_hyperparameters(trainer)
+        trainer.state.stage = RunningStage.PREDICTING
+        loop.metrics = trainer.metrics
+        loop.feed = _build_feed(trainer, call, "predict")
+        loop.plan = _eval_plan(trainer, module, "predict", loop.feed)
+        writers = [c for c in trainer.callbacks if hasattr(c, "write_on_batch_end")]
+        loop.records_indices = bool(writers)
+        loop.keeps_predictions = returns or any(c.interval.on_epoch for c in writers)
+        if sum(loop.feed.n_batches) == 0:
+            return []
+        loop.feed.set_epoch(trainer.current_epoch)
+        with InterruptHandler(loop):
+            return loop.run(context=_eval_context(trainer))
+
+    predictions: list[Any] = _execute(trainer, call, body)
+    return predictions if returns else None
+
+
+def _execute(trainer: Trainer, call: Call, body: Callable[[], Any]) -> Any:
+    """Run `body` between attaching the model and teardown, which happens after an exception too."""
+    state = trainer.state
+    _attach(trainer, call)
+    trainer._call = call
+    state.fn, state.status, state.stage = call.fn, TrainerStatus.RUNNING, None
+    trainer._has_set_up = False
+    try:
+        result = body()
+    except BaseException as error:
+        state.status = TrainerStatus.INTERRUPTED
+        _on_exception(trainer, error)
+        raise
+    state.status = TrainerStatus.FINISHED
+    _teardown(trainer, call)
+    for logger in trainer.loggers:
+        logger.finalize("success")
+    if trainer.profiler is not None:
+        trainer.profiler.describe()
+    state.stage = None
+    return result
+
+
+def _on_exception(trainer: Trainer, error: BaseException) -> None:
+    """Tell everyone, then tear down; a hook that fails here does not hide what went wrong first."""
+    module, datamodule = trainer.lightning_module, trainer.datamodule
+    trainer.metrics.scope = None
+    calls = [partial(c.on_exception, trainer, module, error) for c in trainer.callbacks]
+    if datamodule is not None:
+        calls.append(partial(datamodule.on_exception, error))
+    call_teardown = partial(_teardown, trainer, Call(trainer.state.fn or TrainerFn.FITTING, None, None, None, None))
+    for hook in (*calls, trainer.strategy.teardown, call_teardown):
+        try:
+            hook()
+        except Exception as second:
+            rank_zero_warn(f"After {error!r}, another exception came from {_name(hook)}: {second!r}.")
+    for logger in trainer.loggers:
+        logger.finalize("failed")
+    trainer.state.stage = None
+
+
+def _teardown(trainer: Trainer, call: Call) -> None:
+    """The hooks of the end, in the order of their beginning."""
+    if not trainer._has_set_up:
+        return
+    trainer._has_set_up = False
+    module, stage = trainer.lightning_module, call.fn
+    trainer.metrics.scope = None
+    if trainer.datamodule is not None:
+        trainer.datamodule.teardown(stage=stage)
+    for callback in trainer.callbacks:
+        callback.teardown(trainer, module, stage=stage)
+    module.teardown(stage=stage)
+
+
+# --------------------------------------------------------------------------------------------------- the beginning
+
+
+def _attach(trainer: Trainer, call: Call) -> None:
+    """Check what was passed and make it the Trainer's own."""
+    model = getattr(call.model, "_orig_mod", call.model)  # torch.compile'd
+    if model is None:
+        model = trainer._module
+    if model is None:
+        raise TypeError(
+            f"trainer.{call.fn}() was called without a model, and none has been attached by an earlier call. Pass one."
+        )
+    if not isinstance(model, LightningModule):
+        raise TypeError(
+            f"trainer.{call.fn} needs a LightningModule; got {type(model).__name__}"
+            + (", a class. Pass an instance." if isinstance(model, type) else ".")
+        )
+    if call.datamodule is not None and not isinstance(call.datamodule, LightningDataModule):
+        raise TypeError(f"datamodule={call.datamodule!r:.80} is no LightningDataModule. Pass loaders by their own name.")
+    trainer._module, trainer.strategy.model = model, None
+    model.attach(trainer, trainer.metrics)
+    if call.model is not None:
+        model.compiler = getattr(call.model, "dynamo_ctx", None)
+    legacy = trainer._legacy
+    if legacy.automatic_optimization is not None:
+        model.automatic_optimization = legacy.automatic_optimization
+    if call.datamodule is not None:
+        trainer.datamodule = call.datamodule
+    if trainer.datamodule is not None:
+        trainer.datamodule.trainer = trainer
+    own = model.configure_callbacks()
+    if own:
+        trainer.callbacks = merge_module_callbacks(trainer.callbacks, own)
+    for callback in trainer.callbacks:
+        callback.log, callback.log_dict = model.log, model.log_dict  # type: ignore[attr-defined]
+
+
+def _start(trainer: Trainer, call: Call) -> None:
+    """Prepare data, open the loggers, set everyone up, build the model."""
+    module, datamodule, stage = trainer.lightning_module, trainer.datamodule, call.fn
+    trainer.metrics.reset(module, is_enabled=not trainer.barebones)
+    for name in call.sources:
+        trainer._feeds.pop(name, None)
+    trainer._loaded_at.clear()
+    module._device = trainer.strategy.root_device
+    for owner, base in ((datamodule, LightningDataModule), (module, LightningModule)):
+        if owner is not None and overrides(owner, "prepare_data", base):
+            owner.prepare_data()
+    trainer.strategy.barrier("prepare_data")
+    for logger in trainer.loggers:
+        _ = logger.experiment
+    if trainer.profiler is not None:
+        trainer.profiler.setup(str(stage), trainer.local_rank, trainer.log_dir)
+    trainer._has_set_up = True
+    if datamodule is not None:
+        datamodule.setup(stage=stage)
+    for callback in trainer.callbacks:
+        callback.setup(trainer, module, stage=stage)
+    module.setup(stage=stage)
+    trainer.strategy.barrier("setup")
+    if overrides(module, "configure_model", LightningModule):
+        with trainer.precision_plugin.init_context():
+            module.configure_model()
+    elif hasattr(module, "configure_sharded_model"):
+        module.configure_sharded_model()
+
+
+def _place(trainer: Trainer) -> None:
+    """Bring the model into its format and onto its device."""
+    module = trainer.lightning_module
+    trainer.precision_plugin.convert_module(module)
+    trainer.strategy.setup_module(module)
+
+
+def _log_hyperparameters(trainer: Trainer) -> None:
+    """Send hyperparameters and graph to the loggers."""
+    module, datamodule = trainer.lightning_module, trainer.datamodule
+    if not trainer.loggers or not trainer.enable_autolog_hparams:
+        return
+    merged: dict[str, Any] = {}
+    for owner in (module, datamodule):
+        if owner is None or not getattr(owner, "_log_hyperparams", False):
+            continue
+        for name, value in dict(owner.hparams_initial).items():
+            if name in merged and merged[name] is not value and merged[name] != value:
+                raise RuntimeError(
+                    f"Module and datamodule both save the hyperparameter {name!r}, with the values {merged[name]!r} and "
+                    f"{value!r}. Rename one, or call save_hyperparameters(logger=False) in one of them."
+                )
+            merged[name] = value
+    for logger in trainer.loggers:
+        if merged:
+            logger.log_hyperparams(merged)
+        logger.log_graph(module)
+        logger.save()
+
+
+# -------------------------------------------------------------------------------------------------------- training
+
+
+def _check_training(trainer: Trainer, module: LightningModule) -> None:
+    """Everything that can be known to be wrong before anything has run."""
+    name = type(module).__name__
+    _check_has_step(module, "training_step")
+    if not overrides(module, "configure_optimizers", LightningModule):
+        raise MisconfigurationException(
+            f"{name} has no configure_optimizers. Return an optimizer from it, for example "
+            "torch.optim.Adam(self.parameters(), lr=1e-3), or None to train without one."
+        )
+    if not module.automatic_optimization:
+        accumulate, clip = trainer.accumulate_grad_batches, trainer.gradient_clip_val
+        if accumulate != 1:
+            raise MisconfigurationException(
+                f"accumulate_grad_batches={accumulate} has no effect on {name}, which optimizes manually. Leave it out and "
+                "step the optimizer every so many batches in training_step."
+            )
+        if clip is not None and clip > 0:
+            raise MisconfigurationException(
+                f"gradient_clip_val={clip} has no effect on {name}, which optimizes manually. Leave it out and call "
+                "self.clip_gradients(optimizer, ...) in training_step."
+            )
+
+
+def _check_has_step(module: LightningModule, step: str) -> None:
+    if not overrides(module, step, LightningModule):
+        raise MisconfigurationException(
+            f"{type(module).__name__} has no {step}. Define {step}(self, batch, batch_idx)."
+        )
+
+
+def _configure_optimizers(trainer: Trainer, module: LightningModule) -> OptimizerSetup:
+    setup = build_optimizers(
+        module.configure_optimizers(),
+        automatic=module.automatic_optimization,
+        has_scheduler_step_override=overrides(module, "lr_scheduler_step", LightningModule),
+    )
+    trainer.strategy.optimizers = setup.optimizers
+    trainer.strategy.lr_scheduler_configs = setup.schedulers
+    return setup
+
+
+def _connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> None:
+    """Give the fit loop everything it calls."""
+    module, loop = trainer.lightning_module, trainer.fit_loop
+    loop.metrics = trainer.metrics
+    loop.hooks = collect(trainer.callbacks, module, trainer, LightningModule)
+    loop.is_automatic = module.automatic_optimization
+    listens = bool(loop.hooks.on_before_zero_grad)
+    loop.plan = build_plan(
+        module,
+        setup,
+        strategy=trainer.strategy,
+        precision=trainer.precision_plugin,
+        metrics=trainer.metrics,
+        clip_val=trainer.gradient_clip_val,
+        clip_algorithm=trainer.gradient_clip_algorithm,
+        reads_outputs=bool(loop.hooks.on_train_batch_end),
+        listens_to_zero_grad=listens,
+    )
+    for update in loop.plan.updates:
+        update.wrapped.bind(_runner(loop, update), optimizers=setup.optimizers)
+    loop.write_metrics = partial(_write_metrics, trainer, epoch=lambda: trainer.current_epoch)
+    loop.recollect = partial(_recollect, trainer, list(trainer.callbacks))
+    loop.load_epoch = partial(_load_epoch, trainer, call)
+    loop.before_epochs = loop.validate = None
+
+
+def _runner(loop: Any, update: Any) -> Callable[..., Any]:
+    return lambda optimizer, closure, kwargs: loop.run_step(update, closure, kwargs)
+
+
+def _recollect(trainer: Trainer, known: list[Any]) -> None:
+    """Callbacks that came or went during the run take effect with the next epoch."""
+    if trainer.callbacks != known:
+        known[:] = trainer.callbacks
+        loop = trainer.fit_loop
+        loop.hooks = collect(known, trainer.lightning_module, trainer, LightningModule)
+        loop.plan.has_outputs |= bool(loop.hooks.on_train_batch_end)
+        if "val" in trainer._feeds:
+            plan = trainer._val_loop.plan
+            plan.hooks = collect_stage("validation", known, trainer.lightning_module, trainer, LightningModule)
+
+
+def _resolve_epochs(trainer: Trainer) -> None:
+    """What it means that no `max_epochs` was given."""
+    from fulgur.callbacks.timer import Timer
+
+    limits = trainer.fit_loop.limits
+    if limits.max_epochs is None:
+        is_limited = not math.isinf(limits.max_steps) or any(isinstance(c, Timer) for c in trainer.callbacks)
+        limits.max_epochs = -1 if is_limited else 1000
+
+
+def _check_resumed_epoch(trainer: Trainer) -> None:
+    max_epochs, epoch = trainer.max_epochs, trainer.current_epoch
+    if trainer._loaded_ckpt_path is not None and max_epochs not in (None, -1) and epoch > max_epochs:
+        raise MisconfigurationException(
+            f"The checkpoint {str(trainer._loaded_ckpt_path)!r} was saved after {epoch} epochs, and max_epochs={max_epochs}. "
+            "max_epochs counts from the very first epoch: raise it."
+        )
+
+
+def _sanity_check(trainer: Trainer, call: Call) -> None:
+    """Run a few validation batches, so that an error in the code shows before an epoch has passed."""
+    loop, limits, progress = trainer._val_loop, trainer.fit_loop.limits, trainer.fit_loop.progress
+    if limits.n_sanity_batches == 0 or not can_validate(trainer, call) or progress.phase != "start":
+        return
+    hooks, previous = trainer.fit_loop.hooks, trainer.state.stage
+    trainer.state.stage = RunningStage.SANITY_CHECKING
+    with isolate_rng():
+        _call_all(hooks.on_sanity_check_start)
+        feed = _load_evaluation(trainer, call, "val", loop)
+        feed.set_epoch(progress.epoch)
+        if sum(feed.n_batches):
+            loop.run(context=torch.no_grad(), at_most=limits.n_sanity_batches, writes=False)
+        _call_all(hooks.on_sanity_check_end)
+    metrics = trainer.metrics
+    for stale in (metrics.callback_metrics, metrics.logged_metrics, metrics.progress_bar_metrics):
+        stale.clear()
+    trainer.state.stage = previous
+
+
+def _load_training(trainer: Trainer, call: Call) -> None:
+    """Ask for the training loader, and settle everything that depends on its length."""
+    loop, limits = trainer.fit_loop, trainer.fit_loop.limits
+    feed = _train_feed(trainer, call)
+    loop.fetch = feed.fetch(0, _transfer(trainer, 0) if not loop.plan.takes_iterator else None)
+    loop.n_batches, loop.is_sized = feed.n_batches[0], feed.is_sized[0]
+    loop.val_every = _validation_interval(limits, feed)
+    if loop.validate is None and can_validate(trainer, call):
+        loop.validate = partial(_validate_in_fit, trainer, call)
+
+
+def _train_feed(trainer: Trainer, call: Call) -> Feed:
+    """The training loader, asked for once unless it is to be reloaded."""
+    if "train" in trainer._feeds:
+        return trainer._feeds["train"]
+    source, settings = _find_source(trainer, call, "train"), trainer._settings
+    if source is None:
+        raise MisconfigurationException(_no_loader(trainer, "train"))
+    name, give = source
+    trainer._feeds["train"] = build_train_feed(
+        give(),
+        limit=settings.limit_train_batches,
+        overfit=settings.overfit_batches,
+        mode=trainer._legacy.multiple_trainloader_mode,
+        global_rank=trainer.global_rank,
+        name=name,
+    )
+    trainer._loaded_at["train"] = trainer.current_epoch
+    return trainer._feeds["train"]
+
+
+def _validation_interval(limits: Any, feed: Feed) -> float:
+    """Batches between two validations."""
+    interval, n_batches = limits.val_check_interval, feed.n_batches[0]
+    if isinstance(interval, timedelta):
+        return math.inf
+    if isinstance(interval, int):
+        if limits.check_val_every_n_epoch is not None and interval > n_batches > 0:
+            raise ValueError(
+                f"val_check_interval={interval} is more than the {n_batches} training batches of an epoch, so that "
+                "validation would never run. Lower it, or pass check_val_every_n_epoch=None to count across epochs."
+            )
+        return interval
+    if math.isinf(n_batches):
+        if interval != 1.0:
+            raise MisconfigurationException(
+                f"val_check_interval={interval} is a fraction of an epoch, and the training loader has no length. Use "
+                "an int to validate every so many batches, or limit_train_batches=n."
+            )
+        return math.inf
+    return max(1, int(n_batches * interval))
+
+
+def _load_epoch(trainer: Trainer, call: Call, epoch: int) -> None:
+    """Before an epoch: new loaders if they are due, and the epoch for samplers that want it."""
+    every = trainer.reload_dataloaders_every_n_epochs
+    if every and epoch - trainer._loaded_at["train"] >= every:
+        del trainer._feeds["train"]
+        _load_training(trainer, call)
+    trainer._feeds["train"].set_epoch(epoch)
+
+
+def _validate_in_fit(trainer: Trainer, call: Call) -> None:
+    """One validation between two training batches."""
+    fit_loop, loop, module = trainer.fit_loop, trainer._val_loop, trainer.lightning_module
+    every, loaded_at = trainer.reload_dataloaders_every_n_epochs, trainer._loaded_at
+    previous, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
+    if not any(update.n_backward for update in fit_loop.plan.updates):
+        module.on_validation_model_zero_grad()
+    if "val" not in trainer._feeds or (every and trainer.current_epoch - loaded_at.get("val", -math.inf) >= every):
+        _load_evaluation(trainer, call, "val", loop)
+        loaded_at["val"] = trainer.current_epoch
+    loop.feed.set_epoch(trainer.current_epoch)
+    if sum(loop.feed.n_batches):
+        loop.run(context=torch.no_grad(), before_end=partial(setattr, fit_loop.progress, "phase", "validated"))
+    trainer.state.stage = previous
+
+
+def estimate_steps(trainer: Trainer) -> int | float:
+    """Optimizer steps of the whole training; see `Trainer.estimated_stepping_batches`."""
+    limits = trainer.fit_loop.limits
+    _resolve_epochs(trainer)
+    if limits.max_epochs == -1:
+        return trainer.max_steps if not math.isinf(limits.max_steps) else math.inf
+    if trainer._call is not None:
+        _train_feed(trainer, trainer._call)
+    n_batches = trainer.num_training_batches
+    if math.isinf(n_batches):
+        return trainer.max_steps
+    steps = math.ceil(n_batches / limits.accumulate) * max(limits.max_epochs or 0, 1)
+    return min(steps, limits.max_steps)
+
+
+# ------------------------------------------------------------------------------------------------------ evaluation
+
+
+def can_validate(trainer: Trainer, call: Call | None = None) -> bool:
+    """Whether fit validates: a loader, a `validation_step`, and a limit above 0."""
+    call = call or trainer._call
+    if call is None or trainer._module is None or trainer.limit_val_batches == 0:
+        return False
+    has_step = overrides(trainer._module, "validation_step", LightningModule)
+    return has_step and _find_source(trainer, call, "val") is not None
+
+
+def _load_evaluation(trainer: Trainer, call: Call, name: str, loop: EvaluationLoop) -> Feed:
+    """Ask for the loaders of an evaluation and connect its loop."""
+    loop.metrics = trainer.metrics
+    loop.feed = _build_feed(trainer, call, name)
+    loop.plan = _eval_plan(trainer, trainer.lightning_module, _PREFIX[name], loop.feed)
+    loop.write_metrics = partial(_write_metrics, trainer, epoch=lambda: trainer.current_epoch)
+    loop.write_steps = partial(_write_metrics, trainer, epoch=None)
+    loop.log_step = lambda: trainer.log_step
+    loop.log_every = trainer.log_every_n_steps
+    return loop.feed
+
+
+def _build_feed(trainer: Trainer, call: Call, name: str) -> Feed:
+    source = _find_source(trainer, call, name)
+    if source is None:
+        raise MisconfigurationException(_no_loader(trainer, name))
+    source_name, give = source
+    settings = trainer._settings
+    feed = build_eval_feed(
+        give(),
+        limit=getattr(settings, f"limit_{name}_batches"),
+        overfit=settings.overfit_batches if name == "val" and call.fn is TrainerFn.FITTING else 0,
+        global_rank=trainer.global_rank,
+        name=source_name,
+        limit_name=f"limit_{name}_batches",
+        keeps_all=name == "predict",
+    )
+    trainer._feeds[name] = feed
+    return feed
+
+
+def _eval_plan(trainer: Trainer, module: LightningModule, prefix: str, feed: Feed) -> EvalPlan:
+    n_loaders = len(feed.loaders)
+    own = partial(overrides, module, base=LightningModule)
+    step = step_of(
+        module,
+        f"{prefix}_step",
+        strategy=trainer.strategy,
+        precision=trainer.precision_plugin,
+        passes_loader_idx=n_loaders > 1,
+    )
+    return EvalPlan(
+        module=module,
+        step=step,
+        hooks=collect_stage(prefix, trainer.callbacks, module, trainer, LightningModule),
+        transfers=[_transfer(trainer, index) for index in range(n_loaders)],
+        passes_loader_idx=n_loaders > 1,
+        model_eval=getattr(module, f"on_{prefix}_model_eval"),
+        model_train=getattr(module, name) if own(name := f"on_{prefix}_model_train") else None,
+        epoch_end=getattr(module, f"{prefix}_epoch_end", None),
+    )
+
+
+def _eval_context(trainer: Trainer) -> Any:
+    return grad_free_context(inference=trainer._settings.inference_mode)
+
+
+# ---------------------------------------------------------------------------------------------------------- loaders
+
+
+def _find_source(trainer: Trainer, call: Call, name: str) -> tuple[str, Callable[[], Any]] | None:
+    """Where loaders come from: what was passed, then datamodule, then module, then an earlier call's datamodule."""
+    hook = _SOURCE_HOOK[name]
+    passed = call.sources.get(name)
+    if passed is not None:
+        return f"the {hook.removesuffix('_dataloader')} loader passed to trainer.{call.fn}", lambda: passed
+    module = trainer.lightning_module
+    candidates: list[tuple[Any, type]] = [(module, LightningModule), (trainer.datamodule, LightningDataModule)]
+    if call.datamodule is not None:
+        candidates.reverse()
+    for owner, base in candidates:
+        if owner is not None and overrides(owner, hook, base):
+            return f"{type(owner).__name__}.{hook}()", getattr(owner, hook)
+    return None
+
+
+def _no_loader(trainer: Trainer, name: str) -> str:
+    hook, module = _SOURCE_HOOK[name], type(trainer.lightning_module).__name__
+    argument = {"train": "train_dataloaders"}.get(name, "dataloaders")
+    entry = {"train": "fit", "val": "validate"}.get(name, name)
+    return (
+        f"There is no loader to {entry} with: {hook} must be implemented by {module} or a datamodule, or a loader passed "
+        f"as trainer.{entry}(model, {argument}=loader)."
+    )
+
+
+def _transfer(trainer: Trainer, dataloader_idx: int) -> Callable[[Any], Any]:
+    """What brings a batch to the device: the hooks of the datamodule where it has them, else of the module."""
+    module, datamodule, dtype = trainer.lightning_module, trainer.datamodule, trainer.precision_plugin.input_dtype
+
+    def find(hook: str) -> Callable[..., Any] | None:
+        if datamodule is not None and overrides(datamodule, hook, LightningDataModule):
+            if overrides(module, hook, LightningModule):
+                rank_zero_warn(
+                    f"Both {type(datamodule).__name__} and {type(module).__name__} override {hook}; the datamodule's is "
+                    "used.",
+                    PossibleUserWarning,
+                )
+            return getattr(datamodule, hook)  # type: ignore[no-any-return]
+        return getattr(module, hook) if overrides(module, hook, LightningModule) else None
+
+    return build_transfer(
+        trainer.metrics,
+        device=trainer.strategy.root_device,
+        cast=partial(cast_floating, dtype=dtype) if dtype is not None else None,
+        before=find("on_before_batch_transfer"),
+        move=find("transfer_batch_to_device"),
+        after=find("on_after_batch_transfer"),
+        default_move=partial(move_to_device, non_blocking=True),
+        dataloader_idx=dataloader_idx,
+    )
+
+
+# ----------------------------------------------------------------------------------------------- metrics and files
+
+
+def _write_metrics(
+    trainer: Trainer, values: dict[str, float], step: int, *, epoch: Callable[[], int] | None = None
+) -> None:
+    """Send values to every logger. A logged name "step" replaces the axis."""
+    values = dict(values)
+    if "step" in values:
+        step = int(values.pop("step"))
+    elif epoch is not None:
+        values.setdefault("epoch", epoch())
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(values), step=step)
+        logger.save()
+
+
+def _move_metrics(trainer: Trainer) -> None:
+    """After a run metrics live on the host, so that the device's memory is free."""
+    trainer.metrics.refresh()
+    for kept in (trainer.metrics.callback_metrics, trainer.metrics.logged_metrics):
+        for key, value in kept.items():
+            if isinstance(value, torch.Tensor):
+                kept[key] = value.cpu()  # waits for the device
+
+
+def _contents(trainer: Trainer) -> Contents:
+    loop = trainer.fit_loop
+    return Contents(
+        module=trainer.lightning_module,
+        trainer=trainer,
+        datamodule=trainer.datamodule,
+        callbacks=trainer.callbacks,
+        optimizers=trainer.optimizers,
+        schedulers=trainer.lr_scheduler_configs,
+        precision=trainer.precision_plugin,
+        progress=loop.progress,
+        seen=trainer._val_loop.seen,
+        n_batches=loop.n_batches,
+        is_automatic=loop.is_automatic,
+    )
+
+
+def build_checkpoint(trainer: Trainer, *, weights_only: bool) -> dict[str, Any]:
+    """The content of a checkpoint of the run as it stands."""
+    return checkpoint_state.build_checkpoint(_contents(trainer), weights_only=weights_only)
+
+
+def _load(trainer: Trainer, call: Call) -> dict[str, Any] | None:
+    """Load weights and callback states from the file that the call means, if any."""
+    path = _choose_checkpoint(trainer, call)
+    trainer._loaded_ckpt_path = path
+    if path is None:
+        return None
+    checkpoint = trainer.strategy.load_checkpoint(path, weights_only=call.weights_only)
+    module = trainer.lightning_module
+    contents = _contents(trainer)
+    checkpoint_state.restore_model(checkpoint, contents, strict=module.strict_loading)
+    return checkpoint
+
+
+def _choose_checkpoint(trainer: Trainer, call: Call) -> Any:
+    """The file to load: the call's, the Trainer's, or the best one where neither model nor file is passed."""
+    given = call.ckpt_path if call.ckpt_path is not None else trainer._ckpt_path
+    callbacks = trainer.checkpoint_callbacks
+    if given is None:
+        best = next((c.best_model_path for c in callbacks if getattr(c, "best_model_path", "")), None)
+        return best if call.fn is not TrainerFn.FITTING and call.model is None else None
+    if given == "best":
+        best = next((c.best_model_path for c in callbacks if hasattr(c, "best_model_path")), None)
+        if not best:
+            raise ValueError(
+                f"trainer.{call.fn}(ckpt_path='best'): no checkpoint has been saved"
+                + (" yet." if callbacks else ", for there is no ModelCheckpoint callback.")
+                + " Pass a path, or leave it out to use the weights as they are."
+            )
+        return best
+    if given == "last":
+        candidates = [path for c in callbacks for path in _last_candidates(trainer, c)]
+        if not candidates:
+            rank_zero_warn(f"trainer.{call.fn}(ckpt_path='last'): no last checkpoint was found; nothing is loaded.")
+            return None
+        return max(candidates, key=modified_at)
+    return given
+
+
+def _last_candidates(trainer: Trainer, callback: Any) -> list[str]:
+    finder = getattr(callback, "find_last_checkpoints", None)
+    if finder is not None:
+        return list(finder(trainer))
+    path = getattr(callback, "ckpt_path", None)  # of an OnExceptionCheckpoint
+    return [path] if path is not None and checkpoint_exists(path) else []
+
+
+def _anomaly(trainer: Trainer) -> Any:
+    return torch.autograd.set_detect_anomaly(True) if trainer._settings.detect_anomaly else nullcontext()
+
+
+def _call_all(calls: tuple[Callable[..., Any], ...]) -> None:
+    for hook in calls:
+        hook()
+
+
+def _name(hook: Any) -> str:
+    return str(getattr(getattr(hook, "func", hook), "__qualname__", hook))

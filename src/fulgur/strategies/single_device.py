@@ -1,0 +1,54 @@
+"""One process, one device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fulgur.strategies.strategy import Strategy
+
+
+class SingleDeviceStrategy(Strategy):
+    """Train in this process on one device.
+
+    Args:
+        device: Where. A `torch.device` or its name.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        self._root_device = torch.device(device)
+
+    @property
+    def root_device(self) -> torch.device:
+        return self._root_device
+
+    def setup_module(self, module: Any) -> nn.Module:
+        self.lightning_module = module
+        self.model = module.to(self._root_device)
+        return self.model
+
+    def teardown(self) -> None:
+        """Move module and optimizer state to the host, so that the accelerator's memory is free."""
+        if self._root_device.type == "cpu" or self.lightning_module is None:
+            return
+        self.lightning_module.cpu()
+        for optimizer in self.optimizers:
+            for state in optimizer.state.values():
+                for key, value in state.items() if isinstance(state, dict) else ():
+                    if isinstance(value, Tensor):
+                        state[key] = value.cpu()
+
+    def barrier(self, name: str | None = None) -> None:
+        return
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        return obj
+
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: str = "mean") -> Any:
+        return tensor
+
+    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+        return tensor

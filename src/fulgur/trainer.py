@@ -1,0 +1,765 @@
+"""Trainer: its arguments, its entry points, and what can be read from it during and after a run.
+
+Nothing here runs per step. `run.py` tells what an entry point does, `loops/fit.py` what a step does.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+
+from fulgur import resolve, run
+from fulgur.errors import MisconfigurationException
+from fulgur.hooks import Callback
+from fulgur.loops.evaluate import EvaluationLoop
+from fulgur.loops.fit import FitLoop
+from fulgur.loops.limits import Limits
+from fulgur.loops.predict import PredictLoop
+from fulgur.metrics import MetricLog
+from fulgur.module import LightningModule
+from fulgur.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
+
+if TYPE_CHECKING:
+    from fulgur.accelerators import Accelerator
+    from fulgur.datamodule import LightningDataModule
+    from fulgur.loggers.logger import Logger
+    from fulgur.precision import Precision
+    from fulgur.profilers.profiler import Profiler
+
+
+class Trainer:
+    """Runs a `LightningModule`: loops, device, precision, logging, checkpoints.
+
+    Every argument has a default; ``PL_TRAINER_<ARGUMENT>`` in the environment supplies others. The arguments of 1.x
+    (``gpus``, ``checkpoint_callback``, ``resume_from_checkpoint``, …) are accepted and mean what they meant.
+
+    Args:
+        accelerator: "auto", "cpu", "cuda", "gpu" or "mps", or an `Accelerator`.
+        strategy: "auto" or "single_device", or a `Strategy`.
+        devices: How many, or which: a number, a list of indices, "auto".
+        num_nodes: Machines. >= 1.
+        precision: "32-true", "64-true", "bf16-true", "16-true", "bf16-mixed" or "16-mixed" (CUDA only).
+        logger: A `Logger`, several, True for the default one (TensorBoard where installed, else CSV), or False.
+        callbacks: A `Callback` or a list of them.
+        fast_dev_run: Run this many batches (True: 1) of everything, without logs and checkpoints, to find errors.
+        max_epochs: None means 1000, or no limit where steps or time are limited; -1 means no limit.
+        min_epochs: Epochs before `should_stop` takes effect.
+        max_steps: In units of `global_step`; -1 means no limit.
+        min_steps: Steps before `should_stop` takes effect.
+        max_time: ``"DD:HH:MM:SS"``, a timedelta, or a dict of its arguments.
+        limit_train_batches: Batches of an epoch: an int counts, a float from 0 to 1 is a fraction. The same for val,
+            test and predict.
+        overfit_batches: Train and validate on this many batches (or this fraction) in fixed order.
+        val_check_interval: Validate after this fraction of an epoch (float), this many batches (int), or this time.
+        check_val_every_n_epoch: Validate every n epochs only; None counts `val_check_interval` across epochs.
+        num_sanity_val_steps: Validation batches run before training, to find errors early; -1 runs all.
+        log_every_n_steps: Steps between two rows of step values in the loggers; 0 for none.
+        enable_checkpointing: Save a checkpoint every epoch, unless a `ModelCheckpoint` says otherwise.
+        enable_progress_bar: Show progress.
+        enable_model_summary: Print layers and sizes when fit starts.
+        accumulate_grad_batches: Batches to an optimizer step; a short last window is averaged over its true length.
+        gradient_clip_val: Largest norm (or value) of gradients. None or 0: no clipping.
+        gradient_clip_algorithm: "norm" or "value".
+        deterministic: Demand deterministic algorithms of torch; "warn" only warns.
+        benchmark: ``torch.backends.cudnn.benchmark``.
+        inference_mode: Use `torch.inference_mode` rather than `torch.no_grad` in validate, test and predict.
+        use_distributed_sampler: Split samples over processes.
+        profiler: "simple", "advanced" or a `Profiler`.
+        detect_anomaly: Run fit under autograd's anomaly detection.
+        barebones: Switch off everything that costs time: checkpoints, loggers, bar, summary, sanity check, `self.log`.
+        plugins: A `Precision`, or a list of plugins.
+        sync_batchnorm: Share batch statistics over processes.
+        reload_dataloaders_every_n_epochs: Ask for new loaders this often; 0 loads them once.
+        default_root_dir: Where logs and checkpoints go; None is the working directory.
+        enable_autolog_hparams: Send hyperparameters and graph to the loggers.
+        model_registry: Accepted for compatibility.
+        **kwargs: Arguments of 1.x.
+
+    Raises:
+        UnknownArgumentError: An argument nobody knows; the message names the nearest one.
+        MisconfigurationException: Values that cannot work, or not together.
+        ValueError, TypeError: Values out of range, or of a wrong type.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        accelerator: str | Accelerator = "auto",
+        strategy: Any = "auto",
+        devices: int | str | list[int] = "auto",
+        num_nodes: int = 1,
+        precision: str | int | None = None,
+        logger: Any = None,
+        callbacks: list[Callback] | Callback | None = None,
+        fast_dev_run: int | bool = False,
+        max_epochs: int | None = None,
+        min_epochs: int | None = None,
+        max_steps: int = -1,
+        min_steps: int | None = None,
+        max_time: str | timedelta | dict[str, int] | None = None,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
+        check_val_every_n_epoch: int | None = 1,
+        num_sanity_val_steps: int | None = None,
+        log_every_n_steps: int | None = None,
+        enable_checkpointing: bool | None = None,
+        enable_progress_bar: bool | None = None,
+        enable_model_summary: bool | None = None,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+        deterministic: bool | Literal["warn"] | None = None,
+        benchmark: bool | None = None,
+        inference_mode: bool = True,
+        use_distributed_sampler: bool = True,
+        profiler: Profiler | str | None = None,
+        detect_anomaly: bool = False,
+        barebones: bool = False,
+        plugins: Any = None,
+        sync_batchnorm: bool = False,
+        reload_dataloaders_every_n_epochs: int = 0,
+        default_root_dir: str | os.PathLike[str] | None = None,
+        enable_autolog_hparams: bool = True,
+        model_registry: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        named = {k: v for k, v in locals().items() if k not in ("self", "args", "kwargs")}
+        given = {k: v for k, v in named.items() if v is not _DEFAULTS[k]} | kwargs
+        settings, legacy = resolve.read_arguments(args, given)
+        self._assign_arguments(settings)
+        self._assign_parts(settings, legacy)
+
+    def _assign_arguments(self, settings: resolve.Settings) -> None:
+        self.fast_dev_run = settings.fast_dev_run
+        self.overfit_batches = settings.overfit_batches
+        self.limit_train_batches = settings.limit_train_batches
+        self.limit_val_batches = settings.limit_val_batches
+        self.limit_test_batches = settings.limit_test_batches
+        self.limit_predict_batches = settings.limit_predict_batches
+        self.gradient_clip_val = settings.gradient_clip_val
+        self.gradient_clip_algorithm = settings.gradient_clip_algorithm
+        self.barebones = settings.barebones
+        self.enable_autolog_hparams = settings.enable_autolog_hparams
+
+    def _assign_parts(self, settings: resolve.Settings, legacy: resolve.LegacySettings) -> None:
+        self._settings, self._legacy = settings, legacy
+        self.state = TrainerState()
+        self.metrics = MetricLog()
+
+        self.accelerator, self._devices = resolve.resolve_accelerator(settings.accelerator, settings.devices)
+        self.precision_plugin: Precision = resolve.resolve_precision(
+            settings.precision, settings.plugins, self._devices[0].type
+        )
+        self.strategy = resolve.resolve_strategy(settings.strategy, self._devices, settings.num_nodes)
+        self.loggers: list[Logger] = resolve.resolve_loggers(
+            settings.logger,
+            settings.default_root_dir,
+            settings.fast_dev_run,
+            flush_every_n_steps=self._legacy.flush_logs_every_n_steps,
+        )
+        self.callbacks: list[Callback] = resolve.resolve_callbacks(settings, self._legacy)
+        self.profiler = resolve.resolve_profiler(settings.profiler)
+        resolve.apply_determinism(settings.deterministic, settings.benchmark)
+
+        self.fit_loop = FitLoop(_limits(settings))
+        self._val_loop = EvaluationLoop("validation")  # in fit; validate() has its own counters
+        self.validate_loop, self.test_loop = EvaluationLoop("validation"), EvaluationLoop("test")
+        self.predict_loop = PredictLoop()
+
+        self.datamodule: LightningDataModule | None = None
+        self._module: LightningModule | None = None
+        self._feeds: dict[str, run.Feed] = {}
+        self._loaded_at: dict[str, int] = {}
+        self._call: run.Call | None = None
+        self._has_set_up = False
+        self._ckpt_path: Any = self._legacy.resume_from_checkpoint
+        self._loaded_ckpt_path: Any = None
+
+    # --------------------------------------------------------------------------------------------- entry points
+
+    def fit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
+        *,
+        train_dataloader: Any = None,
+    ) -> None:
+        """Train.
+
+        Args:
+            model: What to train.
+            train_dataloaders: A loader, or a list or dict of them; None asks datamodule or module. A
+                `LightningDataModule` may stand here too.
+            val_dataloaders: Likewise for validation.
+            datamodule: Where loaders come from.
+            ckpt_path: Resume from this file: a path, "best" or "last".
+            weights_only: None and True execute nothing from the file; False unpickles it, for files you trust.
+            train_dataloader: The 1.x name of `train_dataloaders`.
+
+        Raises:
+            MisconfigurationException: Something is missing, or contradicts something else.
+            TypeError: `model` is no LightningModule.
+            FileNotFoundError: There is no file at `ckpt_path`.
+        """
+        train, datamodule = _split_datamodule(_either(train_dataloaders, train_dataloader), datamodule)
+        _refuse_both(datamodule, train_dataloaders=train, val_dataloaders=val_dataloaders)
+        call = run.Call(TrainerFn.FITTING, model, datamodule, ckpt_path, weights_only)
+        call.sources = {"train": train, "val": val_dataloaders}
+        run.fit(self, call)
+
+    def validate(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+        *,
+        val_dataloaders: Any = None,
+    ) -> list[dict[str, float]]:
+        """Evaluate on the validation set.
+
+        Args:
+            model: What to evaluate. None takes the attached one, with its best checkpoint where there is one.
+            dataloaders: A loader, or a list or dict of them; None asks datamodule or module.
+            ckpt_path: Load weights from this file first: a path, "best" or "last".
+            verbose: Print the results as a table.
+            datamodule: Where loaders come from.
+            weights_only: As for `fit`.
+            val_dataloaders: The 1.x name of `dataloaders`.
+
+        Returns:
+            For each loader what was logged, by key.
+
+        Raises:
+            MisconfigurationException: Something is missing, or contradicts something else.
+            TypeError: There is no model, or it is no LightningModule.
+        """
+        loaders = _either(dataloaders, val_dataloaders)
+        return self._evaluate(TrainerFn.VALIDATING, model, loaders, ckpt_path, verbose, datamodule, weights_only)
+
+    def test(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+        *,
+        test_dataloaders: Any = None,
+    ) -> list[dict[str, float]]:
+        """Evaluate on the test set; see `validate`. After `fit` no argument is needed."""
+        loaders = _either(dataloaders, test_dataloaders)
+        return self._evaluate(TrainerFn.TESTING, model, loaders, ckpt_path, verbose, datamodule, weights_only)
+
+    def _evaluate(
+        self, fn: TrainerFn, model: Any, loaders: Any, ckpt_path: Any, verbose: bool, datamodule: Any, weights_only: Any
+    ) -> list[dict[str, float]]:
+        loaders, datamodule = _split_datamodule(loaders, datamodule)
+        _refuse_both(datamodule, dataloaders=loaders)
+        call = run.Call(fn, model, datamodule, ckpt_path, weights_only, is_verbose=verbose)
+        call.sources = {"val" if fn is TrainerFn.VALIDATING else "test": loaders}
+        return run.evaluate(self, call)
+
+    def predict(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        return_predictions: bool | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
+    ) -> list[Any] | None:
+        """Run `predict_step` over every sample of a set.
+
+        Args:
+            model: None takes the attached one, with its best checkpoint where there is one.
+            dataloaders: A loader, or a list or dict of them; None asks datamodule or module.
+            datamodule: Where loaders come from.
+            return_predictions: None means True.
+            ckpt_path: Load weights from this file first: a path, "best" or "last".
+            weights_only: As for `fit`.
+
+        Returns:
+            A prediction for each batch, on the host; with several loaders a list of such lists. None where
+            `return_predictions` is False.
+        """
+        loaders, datamodule = _split_datamodule(dataloaders, datamodule)
+        _refuse_both(datamodule, dataloaders=loaders)
+        call = run.Call(TrainerFn.PREDICTING, model, datamodule, ckpt_path, weights_only)
+        call.sources = {"predict": loaders}
+        return run.predict(self, call, returns=return_predictions is not False)
+
+    def save_checkpoint(
+        self, filepath: str | os.PathLike[str], weights_only: bool | None = None, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint of the run as it stands. All ranks must call it.
+
+        Args:
+            filepath: Path or URL.
+            weights_only: Leave out everything that only training needs.
+            storage_options: For plugins that write elsewhere.
+
+        Raises:
+            AttributeError: No model has been attached yet.
+            CheckpointError: The file cannot be written; earlier ones are untouched.
+        """
+        if self._module is None:
+            raise AttributeError(
+                "trainer.save_checkpoint was called before a model was attached. Call it during or after "
+                "fit, validate, test or predict."
+            )
+        checkpoint = run.build_checkpoint(self, weights_only=bool(weights_only))
+        self.strategy.save_checkpoint(checkpoint, filepath, storage_options)
+        self.strategy.barrier("save_checkpoint")
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print from local rank 0, above the progress bar."""
+        if self.local_rank == 0:
+            bar = self.progress_bar_callback
+            (bar.print if bar is not None and bar.is_enabled else print)(*args, **kwargs)
+
+    @contextmanager
+    def init_module(self, empty_init: bool | None = None) -> Iterator[None]:
+        """Build a model on the device and in the dtype of this Trainer.
+
+        Args:
+            empty_init: Accepted for compatibility; weights are always initialised on one device.
+        """
+        with self.precision_plugin.init_context(), torch.device(self.strategy.root_device):
+            yield
+
+    # ----------------------------------------------------------------------------------------- counters and limits
+
+    @property
+    def global_step(self) -> int:
+        """Training batches, or accumulation windows, that updated anything."""
+        return self.fit_loop.progress.global_step
+
+    @property
+    def current_epoch(self) -> int:
+        """Completed epochs: during an epoch its index, after fit their number."""
+        return self.fit_loop.progress.epoch
+
+    @property
+    def log_step(self) -> int:
+        """Axis of the loggers: `global_step` before the batch that runs or ran last."""
+        return self.fit_loop.progress.log_step
+
+    @property
+    def is_logging_step(self) -> bool:
+        """Whether the loggers get values for the running training batch, if it updates."""
+        every = self.log_every_n_steps
+        return every > 0 and (self.fit_loop.progress.log_step + 1) % every == 0
+
+    @property
+    def max_epochs(self) -> int | None:
+        """Limit of `current_epoch`; -1 for none; None before the first fit where nothing was given."""
+        return self.fit_loop.limits.max_epochs
+
+    @property
+    def min_epochs(self) -> int:
+        """Epochs before `should_stop` takes effect."""
+        return self.fit_loop.limits.min_epochs
+
+    @property
+    def max_steps(self) -> int:
+        """Limit of `global_step`; -1 for none."""
+        steps = self.fit_loop.limits.max_steps
+        return -1 if math.isinf(steps) else int(steps)
+
+    @property
+    def min_steps(self) -> int | None:
+        """Steps before `should_stop` takes effect."""
+        return self.fit_loop.limits.min_steps or None
+
+    @property
+    def should_stop(self) -> bool:
+        """Set it to end the training after this batch, once the minimums are met."""
+        return self.fit_loop.should_stop
+
+    @should_stop.setter
+    def should_stop(self, value: bool) -> None:
+        self.fit_loop.should_stop = bool(value)
+
+    @property
+    def is_last_batch(self) -> bool:
+        """Whether the running training batch is the last of its epoch."""
+        fetch = getattr(self.fit_loop, "fetch", None)
+        return bool(fetch.is_last) if fetch is not None else False
+
+    @property
+    def accumulate_grad_batches(self) -> int:
+        """Batches to an optimizer step; a change takes effect with the next epoch."""
+        return self.fit_loop.limits.accumulate
+
+    @accumulate_grad_batches.setter
+    def accumulate_grad_batches(self, value: int) -> None:
+        self.fit_loop.limits.accumulate = value
+
+    @property
+    def log_every_n_steps(self) -> int:
+        """Steps between two rows of step values in the loggers; 0 for none."""
+        return self.fit_loop.limits.log_every_n_steps
+
+    @log_every_n_steps.setter
+    def log_every_n_steps(self, value: int) -> None:
+        self.fit_loop.limits.log_every_n_steps = value
+
+    @property
+    def val_check_interval(self) -> int | float | timedelta:
+        """Fraction of an epoch (float), batches (int) or time between two validations."""
+        return self.fit_loop.limits.val_check_interval
+
+    @property
+    def val_check_batch(self) -> int | float:
+        """Batches between two validations; ``inf`` before the loader is there, and where time decides."""
+        return self.fit_loop.val_every
+
+    @property
+    def check_val_every_n_epoch(self) -> int | None:
+        """Epochs between two that validate; None counts batches across epochs."""
+        return self.fit_loop.limits.check_val_every_n_epoch
+
+    @property
+    def num_sanity_val_steps(self) -> int | float:
+        """Validation batches before training; ``inf`` for all."""
+        return self.fit_loop.limits.n_sanity_batches
+
+    @property
+    def reload_dataloaders_every_n_epochs(self) -> int:
+        """Epochs between two requests for new loaders; 0 loads them once."""
+        return self.fit_loop.limits.reload_every_n_epochs
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Optimizer steps of the whole training; ``inf`` or `max_steps` where it has no end by epochs.
+
+        Loads the training loader if that has not happened yet.
+        """
+        return run.estimate_steps(self)
+
+    # ---------------------------------------------------------------------------------------------------- loaders
+
+    @property
+    def num_training_batches(self) -> int | float:
+        """Batches of a training epoch; ``inf`` before the loader is there, and for one without a length."""
+        return self._feeds["train"].n_batches[0] if "train" in self._feeds else math.inf
+
+    @property
+    def num_val_batches(self) -> list[int | float]:
+        """Validation batches of each loader."""
+        return list(self._feeds["val"].n_batches) if "val" in self._feeds else []
+
+    @property
+    def num_sanity_val_batches(self) -> list[int | float]:
+        """Batches of each loader in the check before training."""
+        return [min(n, self.num_sanity_val_steps) for n in self.num_val_batches]
+
+    @property
+    def num_test_batches(self) -> list[int | float]:
+        """Test batches of each loader."""
+        return list(self._feeds["test"].n_batches) if "test" in self._feeds else []
+
+    @property
+    def num_predict_batches(self) -> list[int | float]:
+        """Prediction batches of each loader."""
+        return list(self._feeds["predict"].n_batches) if "predict" in self._feeds else []
+
+    @property
+    def train_dataloader(self) -> Any:
+        """The training loaders in the structure they came in; None before they are loaded."""
+        return self._structure("train")
+
+    @property
+    def val_dataloaders(self) -> Any:
+        """The validation loaders."""
+        return self._structure("val")
+
+    @property
+    def test_dataloaders(self) -> Any:
+        """The test loaders."""
+        return self._structure("test")
+
+    @property
+    def predict_dataloaders(self) -> Any:
+        """The prediction loaders."""
+        return self._structure("predict")
+
+    def _structure(self, name: str) -> Any:
+        return self._feeds[name].structure if name in self._feeds else None
+
+    @property
+    def enable_validation(self) -> bool:
+        """Whether fit validates: a loader, a `validation_step`, and a limit above 0."""
+        return run.can_validate(self)
+
+    # ---------------------------------------------------------------------------------------------------- metrics
+
+    @property
+    def callback_metrics(self) -> dict[str, Any]:
+        """Latest value of every logged name, as tensors on their device. Reading it does not wait."""
+        self.metrics.refresh()
+        return self.metrics.callback_metrics
+
+    @property
+    def logged_metrics(self) -> dict[str, Any]:
+        """What the loggers were sent last, as tensors."""
+        return self.metrics.logged_metrics
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """What ``prog_bar=True`` asked for, as numbers. Waits for the device if a step's values are newer."""
+        self.metrics.refresh_progress_bar()
+        return self.metrics.progress_bar_metrics
+
+    @property
+    def flushed_progress_bar_metrics(self) -> dict[str, float]:
+        """The same as of the last flush to the loggers. Never waits."""
+        return self.metrics.progress_bar_metrics
+
+    # ------------------------------------------------------------------------------------------------------ parts
+
+    @property
+    def lightning_module(self) -> LightningModule:
+        """The bare module."""
+        return cast(LightningModule, self._module)
+
+    @property
+    def model(self) -> Any:
+        """The module, in whatever wrapper the strategy put around it."""
+        return self.strategy.model if self.strategy.model is not None else self._module
+
+    @property
+    def optimizers(self) -> list[Any]:
+        """The optimizers. A new list takes effect at the next fit."""
+        return self.strategy.optimizers
+
+    @optimizers.setter
+    def optimizers(self, optimizers: list[Any]) -> None:
+        self.strategy.optimizers = list(optimizers)
+
+    @property
+    def lr_scheduler_configs(self) -> list[Any]:
+        """Learning-rate schedulers with when they step."""
+        return self.strategy.lr_scheduler_configs
+
+    @property
+    def logger(self) -> Logger | None:
+        """The first logger."""
+        return self.loggers[0] if self.loggers else None
+
+    @logger.setter
+    def logger(self, logger: Logger | None) -> None:
+        self.loggers = [logger] if logger is not None else []
+
+    @property
+    def log_dir(self) -> str | None:
+        """Directory of the first logger, or `default_root_dir`. All ranks must reach this."""
+        first = self.logger
+        if first is None:
+            path: str | None = self.default_root_dir
+        else:
+            path = first.log_dir if first.log_dir is not None else first.save_dir
+        return cast("str | None", self.strategy.broadcast(path))
+
+    @property
+    def default_root_dir(self) -> str:
+        """Where logs and checkpoints go unless told otherwise."""
+        return self._settings.default_root_dir
+
+    @property
+    def precision(self) -> str:
+        """Name of the precision, such as "bf16-mixed"."""
+        return self.precision_plugin.name
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """The loss scaler of 16-mixed."""
+        return self.precision_plugin.scaler
+
+    @property
+    def checkpoint_callbacks(self) -> list[Any]:
+        """All callbacks that save checkpoints."""
+        from fulgur.callbacks.checkpoint import Checkpoint
+
+        return [c for c in self.callbacks if isinstance(c, Checkpoint)]
+
+    @property
+    def checkpoint_callback(self) -> Any:
+        """The first of them."""
+        return next(iter(self.checkpoint_callbacks), None)
+
+    @property
+    def early_stopping_callbacks(self) -> list[Any]:
+        """All `EarlyStopping` callbacks."""
+        from fulgur.callbacks.early_stopping import EarlyStopping
+
+        return [c for c in self.callbacks if isinstance(c, EarlyStopping)]
+
+    @property
+    def early_stopping_callback(self) -> Any:
+        """The first of them."""
+        return next(iter(self.early_stopping_callbacks), None)
+
+    @property
+    def progress_bar_callback(self) -> Any:
+        """The progress bar."""
+        from fulgur.callbacks.progress import ProgressBar
+
+        return next((c for c in self.callbacks if isinstance(c, ProgressBar)), None)
+
+    @property
+    def ckpt_path(self) -> Any:
+        """The file that the running or latest call was loaded from. Set it to load it in every call."""
+        return self._loaded_ckpt_path if self._loaded_ckpt_path is not None else self._ckpt_path
+
+    @ckpt_path.setter
+    def ckpt_path(self, path: str | os.PathLike[str] | None) -> None:
+        self._ckpt_path = self._loaded_ckpt_path = path
+
+    # ---------------------------------------------------------------------------------------------- what is running
+
+    @property
+    def training(self) -> bool:
+        """Whether fit is training, not validating."""
+        return self.state.stage is RunningStage.TRAINING
+
+    @property
+    def validating(self) -> bool:
+        """Whether a validation runs, in fit too."""
+        return self.state.stage is RunningStage.VALIDATING
+
+    @property
+    def testing(self) -> bool:
+        """Whether a test runs."""
+        return self.state.stage is RunningStage.TESTING
+
+    @property
+    def predicting(self) -> bool:
+        """Whether a prediction runs."""
+        return self.state.stage is RunningStage.PREDICTING
+
+    @property
+    def sanity_checking(self) -> bool:
+        """Whether the check before training runs."""
+        return self.state.stage is RunningStage.SANITY_CHECKING
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether a validation, a test or the check before training runs."""
+        return self.state.stage is not None and self.state.stage.evaluating
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the latest call ended with an exception."""
+        return self.state.status is TrainerStatus.INTERRUPTED
+
+    @property
+    def received_sigterm(self) -> bool:
+        """Whether the process was asked to end."""
+        return False
+
+    # ------------------------------------------------------------------------------------------------- processes
+
+    @property
+    def global_rank(self) -> int:
+        """Rank among all processes."""
+        return self.strategy.global_rank
+
+    @property
+    def local_rank(self) -> int:
+        """Rank among the processes of this machine."""
+        return self.strategy.local_rank
+
+    @property
+    def node_rank(self) -> int:
+        """Index of this machine."""
+        return self.strategy.node_rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self.strategy.world_size
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of machines."""
+        return self._settings.num_nodes
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of this machine."""
+        return len(self._devices)
+
+    @property
+    def device_ids(self) -> list[int]:
+        """Indices of the devices of this machine."""
+        return [device.index if device.index is not None else i for i, device in enumerate(self._devices)]
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this process prints and writes files."""
+        return self.strategy.is_global_zero
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int] | None:
+        """Arguments of a DistributedSampler for this process; None on one process."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank} if self.world_size > 1 else None
+
+
+def _limits(settings: Any) -> Limits:
+    """What the loops need of the arguments."""
+    return Limits(
+        max_epochs=settings.max_epochs,
+        min_epochs=settings.min_epochs,
+        max_steps=math.inf if settings.max_steps == -1 else settings.max_steps,
+        min_steps=settings.min_steps or 0,
+        accumulate=settings.accumulate_grad_batches,
+        log_every_n_steps=settings.log_every_n_steps,
+        val_check_interval=settings.val_check_interval,
+        check_val_every_n_epoch=settings.check_val_every_n_epoch,
+        n_sanity_batches=settings.num_sanity_val_steps,
+        reload_every_n_epochs=settings.reload_dataloaders_every_n_epochs,
+    )
+
+
+def _either(today: Any, of_1x: Any) -> Any:
+    return today if today is not None else of_1x
+
+
+def _split_datamodule(loaders: Any, datamodule: Any) -> tuple[Any, Any]:
+    """A datamodule may stand in the place of loaders."""
+    from fulgur.datamodule import LightningDataModule
+
+    if isinstance(loaders, LightningDataModule):
+        return None, loaders
+    return loaders, datamodule
+
+
+def _refuse_both(datamodule: Any, **loaders: Any) -> None:
+    given = [name for name, value in loaders.items() if value is not None]
+    if datamodule is not None and given:
+        raise MisconfigurationException(
+            f"Both {given[0]} and a datamodule ({type(datamodule).__name__}) were passed, and it is not clear which to "
+            "use. Pass one of them."
+        )
+
+
+_DEFAULTS: dict[str, Any] = dict(Trainer.__init__.__kwdefaults__ or {})
