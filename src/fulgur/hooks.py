@@ -281,9 +281,7 @@ def collect(callbacks: Iterable[Callback], module: Any, trainer: Any, module_bas
     return hooks
 
 
-def collect_stage(
-    stage: str, callbacks: Iterable[Callback], module: Any, trainer: Any, module_base: type
-) -> EvalHooks:
+def collect_stage(stage: str, callbacks: Iterable[Callback], module: Any, trainer: Any, module_base: type) -> EvalHooks:
     """Resolve the hooks of ``"validation"``, ``"test"`` or ``"predict"`` once."""
     hooks = EvalHooks()
     listeners = tuple(callbacks)
@@ -303,7 +301,7 @@ def overrides(listener: object, name: str, base: type) -> bool:
     """
     if name in getattr(listener, "__dict__", {}):
         return True
-    method = getattr(type(listener), name, None)
+    method: Any = getattr(type(listener), name, None)
     while hasattr(method, "__wrapped__"):
         method = method.__wrapped__
     return method is not getattr(base, name, None)

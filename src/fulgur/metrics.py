@@ -8,7 +8,7 @@ Nothing here waits for the device but `_to_host`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -34,6 +34,9 @@ _REDUCTIONS: dict[Any, Reduction] = {
     torch.max: "max",
     max: "max",
 }
+
+
+_COMBINE: dict[str, Any] = {"mean": torch.add, "sum": torch.add, "min": torch.minimum, "max": torch.maximum}
 
 
 class LogOptions(NamedTuple):
@@ -143,8 +146,8 @@ class Entry:
         if total is None:
             total = self.host_total
         elif self.host_total is not None:
-            combine = {"mean": torch.add, "sum": torch.add, "min": torch.minimum, "max": torch.maximum}[self.reduce]
-            total = combine(total, torch.tensor(self.host_total, dtype=total.dtype, device=total.device))
+            of_host = torch.tensor(self.host_total, dtype=total.dtype, device=total.device)
+            total = _COMBINE[self.reduce](total, of_host)
         if self.reduce == "mean":
             total = total / self.weight
         return total.to(self.dtype) if isinstance(total, Tensor) else total
@@ -244,7 +247,7 @@ class MetricLog:
             if entry is None:
                 return
         entry.is_fresh = entry.is_live = True
-        weight = batch_size or self.batch_size
+        weight: Any = batch_size or self.batch_size
         if weight is None and entry.on_epoch:
             weight = self.batch_size = find_batch_size(self.batch)  # once a batch
             if weight is None:
@@ -324,9 +327,9 @@ class MetricLog:
         if self.module is not None and not any(value is child for child in self.module.modules()):
             kind = type(value).__name__
             raise MisconfigurationException(
-                f"self.log({name!r}, metric) got a {kind} that is no submodule of the LightningModule: it would neither "
-                f"move to the device nor be saved. Assign it in __init__: self.{given.metric_attribute or 'metric'} = "
-                f"{kind}(...)."
+                f"self.log({name!r}, metric) got a {kind} that is no submodule of the LightningModule: it would "
+                f"neither move to the device nor be saved. Assign it in __init__: "
+                f"self.{given.metric_attribute or 'metric'} = {kind}(...)."
             )
         return value
 
@@ -550,7 +553,9 @@ def _not_a_scalar(name: str, value: Any) -> str:
 
 def _differences(known: LogOptions, given: LogOptions) -> str:
     return ", ".join(
-        f"{field}={a!r} and {field}={b!r}" for field, a, b in zip(LogOptions._fields, known, given, strict=True) if a != b
+        f"{field}={a!r} and {field}={b!r}"
+        for field, a, b in zip(LogOptions._fields, known, given, strict=True)
+        if a != b
     )
 
 

@@ -149,7 +149,7 @@ class LightningModule(HyperparametersMixin, nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Every ``.to``, ``.cuda``, ``.half`` … of `nn.Module` ends here: an empty tensor tells where it leads."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         probe = fn(torch.empty(0, device=self._device, dtype=self._dtype))
         self._device, self._dtype = probe.device, probe.dtype
         return self
@@ -247,10 +247,10 @@ class LightningModule(HyperparametersMixin, nn.Module):
         """
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate one validation batch: ``(batch)``, ``(batch, batch_idx)`` or ``(batch, batch_idx, dataloader_idx)``."""
+        """Evaluate one validation batch: ``(batch)``, ``(batch, batch_idx)``, or with ``dataloader_idx`` after them."""
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate one test batch: ``(batch)``, ``(batch, batch_idx)`` or ``(batch, batch_idx, dataloader_idx)``."""
+        """Evaluate one test batch: ``(batch)``, ``(batch, batch_idx)``, or with ``dataloader_idx`` after them."""
 
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
         """Predict for one batch; returns ``self(batch)`` unless overridden."""
@@ -326,7 +326,7 @@ class LightningModule(HyperparametersMixin, nn.Module):
             optimizer: The optimizer, wrapped; ``step`` applies precision and clipping.
             optimizer_closure: Runs forward and backward. Must be called, normally by passing it on.
         """
-        optimizer.step(closure=optimizer_closure)  # type: ignore[arg-type]
+        optimizer.step(closure=optimizer_closure)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Clear gradients at the beginning of an accumulation window."""
@@ -588,7 +588,7 @@ class LightningModule(HyperparametersMixin, nn.Module):
         """
         from fulgur.checkpoint.instantiate import load_module
 
-        return load_module(
+        module: Self = load_module(
             cls,
             checkpoint_path,
             map_location=map_location,
@@ -597,13 +597,13 @@ class LightningModule(HyperparametersMixin, nn.Module):
             weights_only=weights_only,
             overrides=kwargs,
         )
+        return module
 
 
 def _agreed(name: str, given: Any, of_trainer: Any) -> Any:
     """One of two values, an error where they contradict each other."""
     if given is not None and of_trainer is not None and given != of_trainer:
         raise MisconfigurationException(
-            f"clip_gradients({name}={given!r}) contradicts Trainer({name}={of_trainer!r}). "
-            "Leave out one of them."
+            f"clip_gradients({name}={given!r}) contradicts Trainer({name}={of_trainer!r}). Leave out one of them."
         )
     return given if given is not None else of_trainer

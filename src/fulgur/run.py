@@ -1,7 +1,7 @@
 """One run, from entry to exit, in order: what `Trainer.fit`, `validate`, `test` and `predict` do.
 
-Reading order: `fit` -> `_start` -> `_connect_training` -> `_sanity_check` -> `FitLoop.run` -> `_execute` (teardown, always).
-`evaluate` and `predict` go the same way without the training in the middle.
+Reading order: `fit` -> `_start` -> `_connect_training` -> `_sanity_check` -> `FitLoop.run` -> `_execute` (teardown,
+always). `evaluate` and `predict` go the same way without the training in the middle.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,17 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fulgur.checkpoint import state as checkpoint_state
-from fulgur.checkpoint.location import modified_at
-from fulgur.checkpoint.state import Contents
-from fulgur.checkpoint.write import checkpoint_exists
-from fulgur.data.fetch import build_transfer
-from fulgur.data.transfer import cast_floating, move_to_device
 from fulgur.datamodule import LightningDataModule
-from fulgur.errors import MisconfigurationException, PossibleUserWarning
+from fulgur.errors import MisconfigurationException
 from fulgur.hooks import collect, collect_stage, overrides
 from fulgur.interrupt import InterruptHandler
 from fulgur.loops.evaluate import EvalPlan, EvaluationLoop, grad_free_context
-from fulgur.loops.feed import Feed, build_eval_feed, build_train_feed
+from fulgur.loops.feed import Feed
 from fulgur.loops.plan import build_plan, step_of
 from fulgur.loops.results import print_results
 from fulgur.module import LightningModule
@@ -35,38 +29,23 @@ from fulgur.optim.configure import OptimizerSetup, build_optimizers
 from fulgur.rank import rank_zero_warn
 from fulgur.resolve import merge_module_callbacks
 from fulgur.rng import isolate_rng, restore_rng
+from fulgur.saving import contents_of, load
+from fulgur.sources import (
+    Call,
+    can_validate,
+    eval_feed,
+    find_source,
+    missing_loader,
+    settle_epochs,
+    train_feed,
+    transfer_of,
+)
 from fulgur.states import RunningStage, TrainerFn, TrainerStatus
 
 if TYPE_CHECKING:
     from fulgur.trainer import Trainer
 
 _PREFIX = {"val": "validation", "test": "test", "predict": "predict"}
-_SOURCE_HOOK = {"train": "train_dataloader", "val": "val_dataloader", "test": "test_dataloader"} | {
-    "predict": "predict_dataloader"
-}
-
-
-@dataclass(slots=True)
-class Call:
-    """One call of an entry point.
-
-    Attributes:
-        fn: Which.
-        model: As passed, or None.
-        datamodule: As passed, or None.
-        ckpt_path: As passed, or None.
-        weights_only: As passed: False trusts the file.
-        sources: Loaders as passed, by "train", "val", "test", "predict".
-        is_verbose: Whether results are printed.
-    """
-
-    fn: TrainerFn
-    model: Any
-    datamodule: Any
-    ckpt_path: Any
-    weights_only: bool | None
-    sources: dict[str, Any] = field(default_factory=dict)
-    is_verbose: bool = True
 
 
 # ------------------------------------------------------------------------------------------------- entry points
@@ -79,15 +58,15 @@ def fit(trainer: Trainer, call: Call) -> None:
         module, loop = trainer.lightning_module, trainer.fit_loop
         _check_training(trainer, module)
         _start(trainer, call)
-        checkpoint = _load(trainer, call)
+        checkpoint = load(trainer, call)
         _place(trainer)
         setup = _configure_optimizers(trainer, module)
         _connect_training(trainer, call, setup)
         _call_all(loop.hooks.on_fit_start)
         _log_hyperparameters(trainer)
         if checkpoint is not None:
-            checkpoint_state.restore_training(checkpoint, _contents(trainer))
-        _resolve_epochs(trainer)
+            checkpoint_state.restore_training(checkpoint, contents_of(trainer))
+        settle_epochs(trainer)
         module.zero_grad()
         with InterruptHandler(loop, trainer._val_loop), _anomaly(trainer):
             _sanity_check(trainer, call)
@@ -113,10 +92,10 @@ def evaluate(trainer: Trainer, call: Call) -> list[dict[str, float]]:
 
     def body() -> list[dict[str, float]]:
         _check_has_step(trainer.lightning_module, f"{_PREFIX[name]}_step")
-        if _find_source(trainer, call, name) is None:
-            raise MisconfigurationException(_no_loader(trainer, name))
+        if find_source(trainer, call, name) is None:
+            raise MisconfigurationException(missing_loader(trainer, name))
         _start(trainer, call)
-        _load(trainer, call)
+        load(trainer, call)
         _place(trainer)
         _log_hyperparameters(trainer)
         trainer.state.stage = RunningStage(str(call.fn))
@@ -141,17 +120,17 @@ def predict(trainer: Trainer, call: Call, *, returns: bool) -> list[Any] | None:
 
     def body() -> list[Any]:
         module = trainer.lightning_module
-        if _find_source(trainer, call, "predict") is None:
-            raise MisconfigurationException(_no_loader(trainer, "predict"))
+        if find_source(trainer, call, "predict") is None:
+            raise MisconfigurationException(missing_loader(trainer, "predict"))
         _start(trainer, call)
-        _load(trainer, call)
+        load(trainer, call)
         _place(trainer)
         _log_hyperparameters(trainer)
         trainer.state.stage = RunningStage.PREDICTING
         loop.metrics = trainer.metrics
-        loop.feed = _build_feed(trainer, call, "predict")
+        loop.feed = eval_feed(trainer, call, "predict")
         loop.plan = _eval_plan(trainer, module, "predict", loop.feed)
-        writers = [c for c in trainer.callbacks if hasattr(c, "write_on_batch_end")]
+        writers: list[Any] = [c for c in trainer.callbacks if hasattr(c, "write_on_batch_end")]
         loop.records_indices = bool(writers)
         loop.keeps_predictions = returns or any(c.interval.on_epoch for c in writers)
         if sum(loop.feed.n_batches) == 0:
@@ -191,11 +170,14 @@ def _on_exception(trainer: Trainer, error: BaseException) -> None:
     """Tell everyone, then tear down; a hook that fails here does not hide what went wrong first."""
     module, datamodule = trainer.lightning_module, trainer.datamodule
     trainer.metrics.scope = None
-    calls = [partial(c.on_exception, trainer, module, error) for c in trainer.callbacks]
+    calls: list[Callable[[], Any]] = [partial(c.on_exception, trainer, module, error) for c in trainer.callbacks]
     if datamodule is not None:
         calls.append(partial(datamodule.on_exception, error))
-    call_teardown = partial(_teardown, trainer, Call(trainer.state.fn or TrainerFn.FITTING, None, None, None, None))
-    for hook in (*calls, trainer.strategy.teardown, call_teardown):
+    end: Callable[[], Any] = partial(
+        _teardown, trainer, Call(trainer.state.fn or TrainerFn.FITTING, None, None, None, None)
+    )
+    calls += [trainer.strategy.teardown, end]
+    for hook in calls:
         try:
             hook()
         except Exception as second:
@@ -237,7 +219,9 @@ def _attach(trainer: Trainer, call: Call) -> None:
             + (", a class. Pass an instance." if isinstance(model, type) else ".")
         )
     if call.datamodule is not None and not isinstance(call.datamodule, LightningDataModule):
-        raise TypeError(f"datamodule={call.datamodule!r:.80} is no LightningDataModule. Pass loaders by their own name.")
+        raise TypeError(
+            f"datamodule={call.datamodule!r:.80} is no LightningDataModule. Pass loaders by their own name."
+        )
     trainer._module, trainer.strategy.model = model, None
     model.attach(trainer, trainer.metrics)
     if call.model is not None:
@@ -283,7 +267,7 @@ def _start(trainer: Trainer, call: Call) -> None:
         with trainer.precision_plugin.init_context():
             module.configure_model()
     elif hasattr(module, "configure_sharded_model"):
-        module.configure_sharded_model()
+        module.configure_sharded_model()  # type: ignore[operator]
 
 
 def _place(trainer: Trainer) -> None:
@@ -305,8 +289,8 @@ def _log_hyperparameters(trainer: Trainer) -> None:
         for name, value in dict(owner.hparams_initial).items():
             if name in merged and merged[name] is not value and merged[name] != value:
                 raise RuntimeError(
-                    f"Module and datamodule both save the hyperparameter {name!r}, with the values {merged[name]!r} and "
-                    f"{value!r}. Rename one, or call save_hyperparameters(logger=False) in one of them."
+                    f"Module and datamodule both save the hyperparameter {name!r}, with the values {merged[name]!r} "
+                    f"and {value!r}. Rename one, or call save_hyperparameters(logger=False) in one of them."
                 )
             merged[name] = value
     for logger in trainer.loggers:
@@ -332,8 +316,8 @@ def _check_training(trainer: Trainer, module: LightningModule) -> None:
         accumulate, clip = trainer.accumulate_grad_batches, trainer.gradient_clip_val
         if accumulate != 1:
             raise MisconfigurationException(
-                f"accumulate_grad_batches={accumulate} has no effect on {name}, which optimizes manually. Leave it out and "
-                "step the optimizer every so many batches in training_step."
+                f"accumulate_grad_batches={accumulate} has no effect on {name}, which optimizes manually. Leave it out "
+                "and step the optimizer every so many batches in training_step."
             )
         if clip is not None and clip > 0:
             raise MisconfigurationException(
@@ -402,22 +386,12 @@ def _recollect(trainer: Trainer, known: list[Any]) -> None:
             plan.hooks = collect_stage("validation", known, trainer.lightning_module, trainer, LightningModule)
 
 
-def _resolve_epochs(trainer: Trainer) -> None:
-    """What it means that no `max_epochs` was given."""
-    from fulgur.callbacks.timer import Timer
-
-    limits = trainer.fit_loop.limits
-    if limits.max_epochs is None:
-        is_limited = not math.isinf(limits.max_steps) or any(isinstance(c, Timer) for c in trainer.callbacks)
-        limits.max_epochs = -1 if is_limited else 1000
-
-
 def _check_resumed_epoch(trainer: Trainer) -> None:
     max_epochs, epoch = trainer.max_epochs, trainer.current_epoch
     if trainer._loaded_ckpt_path is not None and max_epochs not in (None, -1) and epoch > max_epochs:
         raise MisconfigurationException(
-            f"The checkpoint {str(trainer._loaded_ckpt_path)!r} was saved after {epoch} epochs, and max_epochs={max_epochs}. "
-            "max_epochs counts from the very first epoch: raise it."
+            f"The checkpoint {str(trainer._loaded_ckpt_path)!r} was saved after {epoch} epochs, and "
+            f"max_epochs={max_epochs}. max_epochs counts from the very first epoch: raise it."
         )
 
 
@@ -444,32 +418,12 @@ def _sanity_check(trainer: Trainer, call: Call) -> None:
 def _load_training(trainer: Trainer, call: Call) -> None:
     """Ask for the training loader, and settle everything that depends on its length."""
     loop, limits = trainer.fit_loop, trainer.fit_loop.limits
-    feed = _train_feed(trainer, call)
-    loop.fetch = feed.fetch(0, _transfer(trainer, 0) if not loop.plan.takes_iterator else None)
+    feed = train_feed(trainer, call)
+    loop.fetch = feed.fetch(0, transfer_of(trainer, 0) if not loop.plan.takes_iterator else None)
     loop.n_batches, loop.is_sized = feed.n_batches[0], feed.is_sized[0]
     loop.val_every = _validation_interval(limits, feed)
     if loop.validate is None and can_validate(trainer, call):
         loop.validate = partial(_validate_in_fit, trainer, call)
-
-
-def _train_feed(trainer: Trainer, call: Call) -> Feed:
-    """The training loader, asked for once unless it is to be reloaded."""
-    if "train" in trainer._feeds:
-        return trainer._feeds["train"]
-    source, settings = _find_source(trainer, call, "train"), trainer._settings
-    if source is None:
-        raise MisconfigurationException(_no_loader(trainer, "train"))
-    name, give = source
-    trainer._feeds["train"] = build_train_feed(
-        give(),
-        limit=settings.limit_train_batches,
-        overfit=settings.overfit_batches,
-        mode=trainer._legacy.multiple_trainloader_mode,
-        global_rank=trainer.global_rank,
-        name=name,
-    )
-    trainer._loaded_at["train"] = trainer.current_epoch
-    return trainer._feeds["train"]
 
 
 def _validation_interval(limits: Any, feed: Feed) -> float:
@@ -519,62 +473,19 @@ def _validate_in_fit(trainer: Trainer, call: Call) -> None:
     trainer.state.stage = previous
 
 
-def estimate_steps(trainer: Trainer) -> int | float:
-    """Optimizer steps of the whole training; see `Trainer.estimated_stepping_batches`."""
-    limits = trainer.fit_loop.limits
-    _resolve_epochs(trainer)
-    if limits.max_epochs == -1:
-        return trainer.max_steps if not math.isinf(limits.max_steps) else math.inf
-    if trainer._call is not None:
-        _train_feed(trainer, trainer._call)
-    n_batches = trainer.num_training_batches
-    if math.isinf(n_batches):
-        return trainer.max_steps
-    steps = math.ceil(n_batches / limits.accumulate) * max(limits.max_epochs or 0, 1)
-    return min(steps, limits.max_steps)
-
-
 # ------------------------------------------------------------------------------------------------------ evaluation
-
-
-def can_validate(trainer: Trainer, call: Call | None = None) -> bool:
-    """Whether fit validates: a loader, a `validation_step`, and a limit above 0."""
-    call = call or trainer._call
-    if call is None or trainer._module is None or trainer.limit_val_batches == 0:
-        return False
-    has_step = overrides(trainer._module, "validation_step", LightningModule)
-    return has_step and _find_source(trainer, call, "val") is not None
 
 
 def _load_evaluation(trainer: Trainer, call: Call, name: str, loop: EvaluationLoop) -> Feed:
     """Ask for the loaders of an evaluation and connect its loop."""
     loop.metrics = trainer.metrics
-    loop.feed = _build_feed(trainer, call, name)
+    loop.feed = eval_feed(trainer, call, name)
     loop.plan = _eval_plan(trainer, trainer.lightning_module, _PREFIX[name], loop.feed)
     loop.write_metrics = partial(_write_metrics, trainer, epoch=lambda: trainer.current_epoch)
     loop.write_steps = partial(_write_metrics, trainer, epoch=None)
     loop.log_step = lambda: trainer.log_step
     loop.log_every = trainer.log_every_n_steps
     return loop.feed
-
-
-def _build_feed(trainer: Trainer, call: Call, name: str) -> Feed:
-    source = _find_source(trainer, call, name)
-    if source is None:
-        raise MisconfigurationException(_no_loader(trainer, name))
-    source_name, give = source
-    settings = trainer._settings
-    feed = build_eval_feed(
-        give(),
-        limit=getattr(settings, f"limit_{name}_batches"),
-        overfit=settings.overfit_batches if name == "val" and call.fn is TrainerFn.FITTING else 0,
-        global_rank=trainer.global_rank,
-        name=source_name,
-        limit_name=f"limit_{name}_batches",
-        keeps_all=name == "predict",
-    )
-    trainer._feeds[name] = feed
-    return feed
 
 
 def _eval_plan(trainer: Trainer, module: LightningModule, prefix: str, feed: Feed) -> EvalPlan:
@@ -591,7 +502,7 @@ def _eval_plan(trainer: Trainer, module: LightningModule, prefix: str, feed: Fee
         module=module,
         step=step,
         hooks=collect_stage(prefix, trainer.callbacks, module, trainer, LightningModule),
-        transfers=[_transfer(trainer, index) for index in range(n_loaders)],
+        transfers=[transfer_of(trainer, index) for index in range(n_loaders)],
         passes_loader_idx=n_loaders > 1,
         model_eval=getattr(module, f"on_{prefix}_model_eval"),
         model_train=getattr(module, name) if own(name := f"on_{prefix}_model_train") else None,
@@ -601,62 +512,6 @@ def _eval_plan(trainer: Trainer, module: LightningModule, prefix: str, feed: Fee
 
 def _eval_context(trainer: Trainer) -> Any:
     return grad_free_context(inference=trainer._settings.inference_mode)
-
-
-# ---------------------------------------------------------------------------------------------------------- loaders
-
-
-def _find_source(trainer: Trainer, call: Call, name: str) -> tuple[str, Callable[[], Any]] | None:
-    """Where loaders come from: what was passed, then datamodule, then module, then an earlier call's datamodule."""
-    hook = _SOURCE_HOOK[name]
-    passed = call.sources.get(name)
-    if passed is not None:
-        return f"the {hook.removesuffix('_dataloader')} loader passed to trainer.{call.fn}", lambda: passed
-    module = trainer.lightning_module
-    candidates: list[tuple[Any, type]] = [(module, LightningModule), (trainer.datamodule, LightningDataModule)]
-    if call.datamodule is not None:
-        candidates.reverse()
-    for owner, base in candidates:
-        if owner is not None and overrides(owner, hook, base):
-            return f"{type(owner).__name__}.{hook}()", getattr(owner, hook)
-    return None
-
-
-def _no_loader(trainer: Trainer, name: str) -> str:
-    hook, module = _SOURCE_HOOK[name], type(trainer.lightning_module).__name__
-    argument = {"train": "train_dataloaders"}.get(name, "dataloaders")
-    entry = {"train": "fit", "val": "validate"}.get(name, name)
-    return (
-        f"There is no loader to {entry} with: {hook} must be implemented by {module} or a datamodule, or a loader passed "
-        f"as trainer.{entry}(model, {argument}=loader)."
-    )
-
-
-def _transfer(trainer: Trainer, dataloader_idx: int) -> Callable[[Any], Any]:
-    """What brings a batch to the device: the hooks of the datamodule where it has them, else of the module."""
-    module, datamodule, dtype = trainer.lightning_module, trainer.datamodule, trainer.precision_plugin.input_dtype
-
-    def find(hook: str) -> Callable[..., Any] | None:
-        if datamodule is not None and overrides(datamodule, hook, LightningDataModule):
-            if overrides(module, hook, LightningModule):
-                rank_zero_warn(
-                    f"Both {type(datamodule).__name__} and {type(module).__name__} override {hook}; the datamodule's is "
-                    "used.",
-                    PossibleUserWarning,
-                )
-            return getattr(datamodule, hook)  # type: ignore[no-any-return]
-        return getattr(module, hook) if overrides(module, hook, LightningModule) else None
-
-    return build_transfer(
-        trainer.metrics,
-        device=trainer.strategy.root_device,
-        cast=partial(cast_floating, dtype=dtype) if dtype is not None else None,
-        before=find("on_before_batch_transfer"),
-        move=find("transfer_batch_to_device"),
-        after=find("on_after_batch_transfer"),
-        default_move=partial(move_to_device, non_blocking=True),
-        dataloader_idx=dataloader_idx,
-    )
 
 
 # ----------------------------------------------------------------------------------------------- metrics and files
@@ -683,74 +538,6 @@ def _move_metrics(trainer: Trainer) -> None:
         for key, value in kept.items():
             if isinstance(value, torch.Tensor):
                 kept[key] = value.cpu()  # waits for the device
-
-
-def _contents(trainer: Trainer) -> Contents:
-    loop = trainer.fit_loop
-    return Contents(
-        module=trainer.lightning_module,
-        trainer=trainer,
-        datamodule=trainer.datamodule,
-        callbacks=trainer.callbacks,
-        optimizers=trainer.optimizers,
-        schedulers=trainer.lr_scheduler_configs,
-        precision=trainer.precision_plugin,
-        progress=loop.progress,
-        seen=trainer._val_loop.seen,
-        n_batches=loop.n_batches,
-        is_automatic=loop.is_automatic,
-    )
-
-
-def build_checkpoint(trainer: Trainer, *, weights_only: bool) -> dict[str, Any]:
-    """The content of a checkpoint of the run as it stands."""
-    return checkpoint_state.build_checkpoint(_contents(trainer), weights_only=weights_only)
-
-
-def _load(trainer: Trainer, call: Call) -> dict[str, Any] | None:
-    """Load weights and callback states from the file that the call means, if any."""
-    path = _choose_checkpoint(trainer, call)
-    trainer._loaded_ckpt_path = path
-    if path is None:
-        return None
-    checkpoint = trainer.strategy.load_checkpoint(path, weights_only=call.weights_only)
-    module = trainer.lightning_module
-    contents = _contents(trainer)
-    checkpoint_state.restore_model(checkpoint, contents, strict=module.strict_loading)
-    return checkpoint
-
-
-def _choose_checkpoint(trainer: Trainer, call: Call) -> Any:
-    """The file to load: the call's, the Trainer's, or the best one where neither model nor file is passed."""
-    given = call.ckpt_path if call.ckpt_path is not None else trainer._ckpt_path
-    callbacks = trainer.checkpoint_callbacks
-    if given is None:
-        best = next((c.best_model_path for c in callbacks if getattr(c, "best_model_path", "")), None)
-        return best if call.fn is not TrainerFn.FITTING and call.model is None else None
-    if given == "best":
-        best = next((c.best_model_path for c in callbacks if hasattr(c, "best_model_path")), None)
-        if not best:
-            raise ValueError(
-                f"trainer.{call.fn}(ckpt_path='best'): no checkpoint has been saved"
-                + (" yet." if callbacks else ", for there is no ModelCheckpoint callback.")
-                + " Pass a path, or leave it out to use the weights as they are."
-            )
-        return best
-    if given == "last":
-        candidates = [path for c in callbacks for path in _last_candidates(trainer, c)]
-        if not candidates:
-            rank_zero_warn(f"trainer.{call.fn}(ckpt_path='last'): no last checkpoint was found; nothing is loaded.")
-            return None
-        return max(candidates, key=modified_at)
-    return given
-
-
-def _last_candidates(trainer: Trainer, callback: Any) -> list[str]:
-    finder = getattr(callback, "find_last_checkpoints", None)
-    if finder is not None:
-        return list(finder(trainer))
-    path = getattr(callback, "ckpt_path", None)  # of an OnExceptionCheckpoint
-    return [path] if path is not None and checkpoint_exists(path) else []
 
 
 def _anomaly(trainer: Trainer) -> Any:

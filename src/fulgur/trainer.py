@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
-from fulgur import resolve, run
+from fulgur import resolve, run, saving, sources
 from fulgur.errors import MisconfigurationException
 from fulgur.hooks import Callback
 from fulgur.loops.evaluate import EvaluationLoop
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fulgur.accelerators import Accelerator
     from fulgur.datamodule import LightningDataModule
     from fulgur.loggers.logger import Logger
+    from fulgur.loops.feed import Feed
     from fulgur.precision import Precision
     from fulgur.profilers.profiler import Profiler
 
@@ -178,9 +179,9 @@ class Trainer:
 
         self.datamodule: LightningDataModule | None = None
         self._module: LightningModule | None = None
-        self._feeds: dict[str, run.Feed] = {}
+        self._feeds: dict[str, Feed] = {}
         self._loaded_at: dict[str, int] = {}
-        self._call: run.Call | None = None
+        self._call: sources.Call | None = None
         self._has_set_up = False
         self._ckpt_path: Any = self._legacy.resume_from_checkpoint
         self._loaded_ckpt_path: Any = None
@@ -217,7 +218,7 @@ class Trainer:
         """
         train, datamodule = _split_datamodule(_either(train_dataloaders, train_dataloader), datamodule)
         _refuse_both(datamodule, train_dataloaders=train, val_dataloaders=val_dataloaders)
-        call = run.Call(TrainerFn.FITTING, model, datamodule, ckpt_path, weights_only)
+        call = sources.Call(TrainerFn.FITTING, model, datamodule, ckpt_path, weights_only)
         call.sources = {"train": train, "val": val_dataloaders}
         run.fit(self, call)
 
@@ -273,7 +274,7 @@ class Trainer:
     ) -> list[dict[str, float]]:
         loaders, datamodule = _split_datamodule(loaders, datamodule)
         _refuse_both(datamodule, dataloaders=loaders)
-        call = run.Call(fn, model, datamodule, ckpt_path, weights_only, is_verbose=verbose)
+        call = sources.Call(fn, model, datamodule, ckpt_path, weights_only, is_verbose=verbose)
         call.sources = {"val" if fn is TrainerFn.VALIDATING else "test": loaders}
         return run.evaluate(self, call)
 
@@ -302,7 +303,7 @@ class Trainer:
         """
         loaders, datamodule = _split_datamodule(dataloaders, datamodule)
         _refuse_both(datamodule, dataloaders=loaders)
-        call = run.Call(TrainerFn.PREDICTING, model, datamodule, ckpt_path, weights_only)
+        call = sources.Call(TrainerFn.PREDICTING, model, datamodule, ckpt_path, weights_only)
         call.sources = {"predict": loaders}
         return run.predict(self, call, returns=return_predictions is not False)
 
@@ -325,7 +326,7 @@ class Trainer:
                 "trainer.save_checkpoint was called before a model was attached. Call it during or after "
                 "fit, validate, test or predict."
             )
-        checkpoint = run.build_checkpoint(self, weights_only=bool(weights_only))
+        checkpoint = saving.build_checkpoint(self, weights_only=bool(weights_only))
         self.strategy.save_checkpoint(checkpoint, filepath, storage_options)
         self.strategy.barrier("save_checkpoint")
 
@@ -453,7 +454,7 @@ class Trainer:
 
         Loads the training loader if that has not happened yet.
         """
-        return run.estimate_steps(self)
+        return sources.estimate_steps(self)
 
     # ---------------------------------------------------------------------------------------------------- loaders
 
@@ -508,7 +509,7 @@ class Trainer:
     @property
     def enable_validation(self) -> bool:
         """Whether fit validates: a loader, a `validation_step`, and a limit above 0."""
-        return run.can_validate(self)
+        return sources.can_validate(self)
 
     # ---------------------------------------------------------------------------------------------------- metrics
 

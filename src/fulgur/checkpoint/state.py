@@ -126,8 +126,9 @@ def warn_of_refused_hparams(owner: Any) -> None:
     refused = storable_hparams(owner)[1] if owner is not None and owner.hparams else []
     if refused:
         rank_zero_warn(
-            f"Hyperparameters of {type(owner).__name__} that are no plain data are not stored in checkpoints: {refused}. "
-            f"load_from_checkpoint will need them as arguments. Say so with save_hyperparameters(ignore={refused}).",
+            f"Hyperparameters of {type(owner).__name__} that are no plain data are not stored in checkpoints: "
+            f"{refused}. load_from_checkpoint will need them as arguments. Say so with "
+            f"save_hyperparameters(ignore={refused}).",
             PossibleUserWarning,
         )
 
@@ -217,8 +218,9 @@ def _loops(contents: Contents) -> dict[str, Any]:
     epoch = {"ready": begun, "completed": progress.epoch, "started": begun, "processed": processed}
     steps = {"ready": progress.global_step, "completed": progress.global_step}
     zero_grad = steps | {"started": progress.global_step}
-    none, nothing = dict.fromkeys(("ready", "completed"), 0), dict.fromkeys(
-        ("ready", "completed", "started", "processed"), 0
+    none, nothing = (
+        dict.fromkeys(("ready", "completed"), 0),
+        dict.fromkeys(("ready", "completed", "started", "processed"), 0),
     )
     automatic, manual = (steps, none) if contents.is_automatic else (none, steps)
     fit = {
@@ -240,7 +242,11 @@ def _loops(contents: Contents) -> dict[str, Any]:
         "epoch_loop.manual_optimization.state_dict": {},
         "epoch_loop.manual_optimization.optim_step_progress": {"total": dict(manual), "current": dict(manual)},
         "epoch_loop.val_loop.state_dict": {},
-        "epoch_loop.val_loop.batch_progress": {"total": dict(nothing), "current": dict(nothing), "is_last_batch": False},
+        "epoch_loop.val_loop.batch_progress": {
+            "total": dict(nothing),
+            "current": dict(nothing),
+            "is_last_batch": False,
+        },
         "epoch_progress": {"total": dict(epoch), "current": dict(epoch)},
     }
     evaluation = {

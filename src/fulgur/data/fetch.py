@@ -81,7 +81,9 @@ def _is_batch(batch: Any) -> bool:
 
 
 def _say_that_none_is_skipped() -> None:
-    rank_zero_warn("The loader gave None instead of a batch; it is skipped. Look at its collate_fn.", PossibleUserWarning)
+    rank_zero_warn(
+        "The loader gave None instead of a batch; it is skipped. Look at its collate_fn.", PossibleUserWarning
+    )
 
 
 class StepIterator:
@@ -150,4 +152,3 @@ def build_transfer(
         return batch if after is None else after(batch, dataloader_idx)
 
     return transfer
-

@@ -39,8 +39,8 @@ def explain_backward(error: RuntimeError, loss: Tensor) -> Exception:
         )
     if not loss.requires_grad:
         return MisconfigurationException(
-            "The loss that training_step returned has no gradient: it does not depend on a parameter that requires one. "
-            "Look for .detach(), .item(), torch.no_grad() or torch.tensor(loss) on its way, or frozen parameters."
+            "The loss that training_step returned has no gradient: it does not depend on a parameter that requires "
+            "one. Look for .detach(), .item(), torch.no_grad() or torch.tensor(loss) on its way, or frozen parameters."
         )
     return error
 

@@ -183,4 +183,3 @@ def _why_empty(combined: CombinedLoader) -> str:
             f"{getattr(loader, 'drop_last', None)}. Lower batch_size or set drop_last=False."
         )
     return "it has length 0. Look at how its dataset is filled; limit_train_batches=0 skips training on purpose."
-

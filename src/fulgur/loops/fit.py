@@ -1,7 +1,8 @@
 """The fit loop: everything that happens between two batches, top to bottom, in this file.
 
-Reading order: `FitLoop.run` -> `_epoch` -> `_batches` -> `_automatic_step` -> `_forward_backward` -> `_before_optimizer_step`
-(or `_manual_step`). Whatever can be decided before the first batch is decided in `StepPlan` and `Hooks`; a step only calls.
+Reading order: `FitLoop.run` -> `_epoch` -> `_batches` -> `_automatic_step` -> `_forward_backward` ->
+`_before_optimizer_step` (or `_manual_step`). Whatever can be decided before the first batch is decided in `StepPlan`
+and `Hooks`; a step only calls.
 
 Three rules keep a step cheap; tests/overhead holds them by counting:
 
@@ -134,10 +135,9 @@ class FitLoop:
             metrics.scope = scopes.batch_start
             for hook in hooks.on_train_batch_start:
                 hook(batch, batch_idx)
-            if hooks.module_batch_start:
-                if hooks.module_batch_start[0](batch, batch_idx) == -1:
-                    self._step_epoch_schedulers()
-                    break
+            if hooks.module_batch_start and hooks.module_batch_start[0](batch, batch_idx) == -1:
+                self._step_epoch_schedulers()
+                break
 
             updates = accumulate == 1 or is_last or (batch_idx + 1) % accumulate == 0
             outputs = step(batch, batch_idx, updates)  # <- the step
@@ -241,7 +241,7 @@ class FitLoop:
             plan.backward(scaled)
         else:
             try:
-                scaled.backward()  # type: ignore[no-untyped-call]
+                scaled.backward()
             except RuntimeError as error:
                 raise explain_backward(error, scaled) from error
         if hooks.on_after_backward:
@@ -273,7 +273,8 @@ class FitLoop:
 
     def _closure_step(self, update: Update, batch: Any, batch_idx: int) -> Any:
         """The step for an overridden ``optimizer_step``, and for optimizers that evaluate the loss themselves."""
-        n_before, result = update.n_backward, []
+        n_before = update.n_backward
+        result: list[Any] = []
 
         def closure() -> Any:
             update.n_backward = n_before
@@ -433,9 +434,9 @@ class FitLoop:
         if progress.phase not in ("batch", "validated") or progress.batch == 0:
             return False
         is_last = progress.batch >= self.n_batches
-        if progress.phase == "batch" and self.validate is not None:
-            if self._is_validation_due(progress.batch - 1, is_last):
-                self._validate()
+        is_open = progress.phase == "batch" and self.validate is not None
+        if is_open and self._is_validation_due(progress.batch - 1, is_last):
+            self._validate()
         return is_last
 
     def _iterator_steps(self, fetch: Fetch) -> Iterator[StepIterator]:
@@ -452,8 +453,8 @@ class FitLoop:
             return
         if progress.batch == 0:
             raise MisconfigurationException(
-                "The training loader gave no batch. Look at the length of its dataset, its sampler, and drop_last with a "
-                "batch_size above it."
+                "The training loader gave no batch. Look at the length of its dataset, its sampler, and drop_last with "
+                "a batch_size above it."
             )
         for update in plan.updates:
             if update.n_backward:

@@ -182,11 +182,12 @@ def _plan_automatic(plan: StepPlan, module: LightningModule, setup: OptimizerSet
             "torch.optim.LBFGS evaluates its closure several times a step, which precision='16-mixed' cannot scale. "
             "Use precision='bf16-mixed' or '32-true', or another optimizer."
         )
+    step: Callable[..., Any] = plan.training_step
     plan.updates = tuple(
         Update(
             optimizer,
             LightningOptimizer(optimizer),
-            partial(plan.training_step, optimizer_idx=index) if "optimizer_idx" in parameters else plan.training_step,
+            partial(step, optimizer_idx=index) if "optimizer_idx" in parameters else step,
         )
         for index, optimizer in enumerate(setup.optimizers)
     )
@@ -258,9 +259,9 @@ def _positional(function: Callable[..., Any]) -> list[str]:
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.VAR_POSITIONAL:
             names.append("*")
-        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            names.append(parameter.name)
-        elif parameter.kind is parameter.KEYWORD_ONLY and parameter.name in ("batch_idx", "optimizer_idx"):
+        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) or (
+            parameter.kind is parameter.KEYWORD_ONLY and parameter.name in ("batch_idx", "optimizer_idx")
+        ):
             names.append(parameter.name)
     return names
 

@@ -13,9 +13,9 @@ from fulgur.errors import MisconfigurationException, nearest_name
 from fulgur.precision import Precision, build_precision
 
 if TYPE_CHECKING:
-    from fulgur.strategies import Strategy
     from fulgur.loggers.logger import Logger
     from fulgur.profilers.profiler import Profiler
+    from fulgur.strategies import Strategy
 
 _SEVERAL_PROCESSES = ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook", "fsdp", "deepspeed", "tensor_parallel")
 
@@ -75,8 +75,8 @@ def resolve_strategy(strategy: Any, devices: list[torch.device], num_nodes: int)
         raise ValueError(f"strategy={strategy!r} is unknown.{nearest_name(str(strategy), known)} Use 'auto'.")
     if name in _SEVERAL_PROCESSES or len(devices) > 1 or num_nodes > 1:
         raise MisconfigurationException(
-            f"strategy={strategy!r} with {len(devices)} device(s) on {num_nodes} machine(s) needs several processes, which "
-            "this version of fulgur cannot start. Use strategy='auto' with devices=1 and num_nodes=1."
+            f"strategy={strategy!r} with {len(devices)} device(s) on {num_nodes} machine(s) needs several processes, "
+            "which this version of fulgur cannot start. Use strategy='auto' with devices=1 and num_nodes=1."
         )
     return SingleDeviceStrategy(devices[0])
 

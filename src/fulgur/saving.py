@@ -1,0 +1,84 @@
+"""Saving and loading a run: what `Trainer.save_checkpoint` and ``ckpt_path`` do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fulgur.checkpoint import state as checkpoint_state
+from fulgur.checkpoint.location import modified_at
+from fulgur.checkpoint.state import Contents
+from fulgur.checkpoint.write import checkpoint_exists
+from fulgur.rank import rank_zero_warn
+from fulgur.sources import Call
+from fulgur.states import TrainerFn
+
+if TYPE_CHECKING:
+    from fulgur.trainer import Trainer
+
+
+def contents_of(trainer: Trainer) -> Contents:
+    loop = trainer.fit_loop
+    return Contents(
+        module=trainer.lightning_module,
+        trainer=trainer,
+        datamodule=trainer.datamodule,
+        callbacks=trainer.callbacks,
+        optimizers=trainer.optimizers,
+        schedulers=trainer.lr_scheduler_configs,
+        precision=trainer.precision_plugin,
+        progress=loop.progress,
+        seen=trainer._val_loop.seen,
+        n_batches=loop.n_batches,
+        is_automatic=loop.is_automatic,
+    )
+
+
+def build_checkpoint(trainer: Trainer, *, weights_only: bool) -> dict[str, Any]:
+    """The content of a checkpoint of the run as it stands."""
+    return checkpoint_state.build_checkpoint(contents_of(trainer), weights_only=weights_only)
+
+
+def load(trainer: Trainer, call: Call) -> dict[str, Any] | None:
+    """Load weights and callback states from the file that the call means, if any."""
+    path = _choose(trainer, call)
+    trainer._loaded_ckpt_path = path
+    if path is None:
+        return None
+    checkpoint = trainer.strategy.load_checkpoint(path, weights_only=call.weights_only)
+    module = trainer.lightning_module
+    contents = contents_of(trainer)
+    checkpoint_state.restore_model(checkpoint, contents, strict=module.strict_loading)
+    return checkpoint
+
+
+def _choose(trainer: Trainer, call: Call) -> Any:
+    """The file to load: the call's, the Trainer's, or the best one where neither model nor file is passed."""
+    given = call.ckpt_path if call.ckpt_path is not None else trainer._ckpt_path
+    callbacks = trainer.checkpoint_callbacks
+    if given is None:
+        best = next((c.best_model_path for c in callbacks if getattr(c, "best_model_path", "")), None)
+        return best if call.fn is not TrainerFn.FITTING and call.model is None else None
+    if given == "best":
+        best = next((c.best_model_path for c in callbacks if hasattr(c, "best_model_path")), None)
+        if not best:
+            raise ValueError(
+                f"trainer.{call.fn}(ckpt_path='best'): no checkpoint has been saved"
+                + (" yet." if callbacks else ", for there is no ModelCheckpoint callback.")
+                + " Pass a path, or leave it out to use the weights as they are."
+            )
+        return best
+    if given == "last":
+        candidates = [path for c in callbacks for path in _last_candidates(trainer, c)]
+        if not candidates:
+            rank_zero_warn(f"trainer.{call.fn}(ckpt_path='last'): no last checkpoint was found; nothing is loaded.")
+            return None
+        return max(candidates, key=modified_at)
+    return given
+
+
+def _last_candidates(trainer: Trainer, callback: Any) -> list[str]:
+    finder = getattr(callback, "find_last_checkpoints", None)
+    if finder is not None:
+        return list(finder(trainer))
+    path = getattr(callback, "ckpt_path", None)  # of an OnExceptionCheckpoint
+    return [path] if path is not None and checkpoint_exists(path) else []
