@@ -75,6 +75,15 @@ class FitLoop:
         self._updated = False
         self._last_validation = time.monotonic()
 
+    @property
+    def max_epochs(self) -> int | None:
+        """Epochs counted from the very first; assign a higher number to go on with a second fit."""
+        return self.limits.max_epochs
+
+    @max_epochs.setter
+    def max_epochs(self, max_epochs: int | None) -> None:
+        self.limits.max_epochs = max_epochs
+
     # ------------------------------------------------------------------------------------------------ the run
 
     def run(self) -> None:
