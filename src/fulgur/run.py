@@ -74,6 +74,7 @@ def fit(trainer: Trainer, call: Call) -> None:
             trainer.state.stage = RunningStage.TRAINING
             _check_resumed_epoch(trainer)
             if not loop.is_done():
+                _load_first_validation(trainer, call)
                 if checkpoint is not None and (rng := checkpoint.get("fulgur", {}).get("rng")) is not None:
                     loop.before_epochs = partial(restore_rng, rng)
                 loop.run()
@@ -424,6 +425,15 @@ def _load_training(trainer: Trainer, call: Call) -> None:
     loop.val_every = _validation_interval(limits, feed)
     if loop.validate is None and can_validate(trainer, call):
         loop.validate = partial(_validate_in_fit, trainer, call)
+
+
+def _load_first_validation(trainer: Trainer, call: Call) -> None:
+    """Ask for the validation loader before training starts, if the first epoch will need it."""
+    every, epoch = trainer.check_val_every_n_epoch, trainer.current_epoch
+    is_due = every is None or (epoch + 1) % every == 0
+    if trainer.fit_loop.validate is not None and is_due and "val" not in trainer._feeds:
+        _load_evaluation(trainer, call, "val", trainer._val_loop)
+        trainer._loaded_at["val"] = epoch
 
 
 def _validation_interval(limits: Any, feed: Feed) -> float:
