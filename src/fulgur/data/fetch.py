@@ -26,9 +26,12 @@ class Fetch:
         is_sized: Whether the loader is known to have at least `n_batches`.
         transfer: Brings a batch to the device.
         unpack: Gets the batch out of what the loader yields; None where it yields batches.
+        is_exhausted: Whether the loader is asked for an end after its last batch, as a hand-written loop does.
 
     Attributes:
         is_last: Whether the batch yielded last is the last one of this pass.
+        count: Items taken from the loader in this pass, those that were None too.
+        after_start: Called once the next pass has begun to draw; restores generators on resume.
     """
 
     def __init__(
@@ -39,37 +42,59 @@ class Fetch:
         is_sized: bool,
         transfer: Callable[[Any], Any] | None,
         unpack: Callable[[Any], Any] | None = None,
+        is_exhausted: bool = False,
     ) -> None:
         self.loader, self.n_batches, self.is_sized = loader, n_batches, is_sized
         self.transfer, self.unpack = transfer, unpack
+        self.is_exhausted = is_exhausted
         self.is_last = False
+        self.count = 0
+        self.after_start: Callable[[], None] | None = None
+        self._following: Any = _END
+        self._resumed_at = 0
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Let the next pass be the one that `state` was taken in; the loader itself stands there already."""
+        self._resumed_at = state["count"]
+        self._following = state.get("following", _END)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the pass is; with the batch that was read ahead, if one was."""
+        state: dict[str, Any] = {"count": self.count}
+        return state if self._following is _END else state | {"following": self._following}
 
     def __iter__(self) -> Iterator[Any]:
-        batches: Iterable[Any] = self.loader if self.unpack is None else map(self.unpack, self.loader)
+        self.count, self._resumed_at = self._resumed_at, 0
+        self.is_last = False
+        items = iter(self.loader)
+        if self.after_start is not None:
+            self.after_start()
+            self.after_start = None
+        batches = items if self.unpack is None else map(self.unpack, items)
         return self._sized(batches) if self.is_sized else self._ahead(batches)
 
-    def _sized(self, batches: Iterable[Any]) -> Iterator[Any]:
-        transfer, n_batches, count = self.transfer, self.n_batches, 0
-        self.is_last = False
+    def _sized(self, batches: Iterator[Any]) -> Iterator[Any]:
+        transfer, n_batches, count = self.transfer, self.n_batches, self.count
         for batch in batches:
-            count += 1
+            self.count = count = count + 1
             if batch is None:
                 _say_that_none_is_skipped()
                 continue
             if count >= n_batches:
                 self.is_last = True
                 yield batch if transfer is None else transfer(batch)
+                if self.is_exhausted:
+                    next(batches, None)
                 return
             yield batch if transfer is None else transfer(batch)
 
-    def _ahead(self, batches: Iterable[Any]) -> Iterator[Any]:
-        transfer, n_batches, count = self.transfer, self.n_batches, 0
-        self.is_last = False
-        iterator = filter(_is_batch, batches)
-        following = next(iterator, _END)
+    def _ahead(self, batches: Iterator[Any]) -> Iterator[Any]:
+        transfer, n_batches, count = self.transfer, self.n_batches, self.count
+        batches = filter(_is_batch, batches)
+        following = self._following if self._following is not _END else next(batches, _END)
         while following is not _END:
-            batch, count = following, count + 1
-            following = next(iterator, _END) if count < n_batches else _END
+            batch, self.count = following, (count := count + 1)
+            self._following = following = next(batches, _END) if count < n_batches else _END
             self.is_last = following is _END
             yield batch if transfer is None else transfer(batch)
 
@@ -89,33 +114,53 @@ def _say_that_none_is_skipped() -> None:
 class StepIterator:
     """What a ``training_step(dataloader_iter)`` gets: an iterator over ``(batch, batch_idx, dataloader_idx)``.
 
-    The loop advances once a step; a step that draws nothing leaves the batch for the next one.
+    The loop advances once a step; a step that draws nothing leaves the batch for the next one. A sized loader is not
+    asked for a batch before the step draws it.
     """
 
     def __init__(self, fetch: Fetch, dataloader_idx: int = 0) -> None:
         self.fetch, self.dataloader_idx = fetch, dataloader_idx
         self._batches = iter(fetch)
-        self._ahead: Any = next(self._batches, _END)
-        self.draws_last = fetch.is_last
+        self._ahead: Any = _END if fetch.is_sized else next(self._batches, _END)
+        self._ahead_is_last = fetch.is_last
         self.n_drawn = 0
-        self.is_last = False
+        self.is_last = not fetch.is_sized and self._ahead is _END
 
     @property
     def has_more(self) -> bool:
         """Whether there is a batch to draw."""
-        return self._ahead is not _END
+        return not self.is_last
+
+    @property
+    def draws_last(self) -> bool:
+        """Whether the next batch is the last one."""
+        return self.n_drawn + 1 >= self.fetch.n_batches if self.fetch.is_sized else self._ahead_is_last
 
     def __iter__(self) -> StepIterator:
         return self
 
     def __next__(self) -> tuple[Any, int, int]:
-        if self._ahead is _END:
+        if self.is_last:
             raise StopIteration
-        batch, self.is_last = self._ahead, self.draws_last
-        self._ahead = _END if self.is_last else next(self._batches, _END)
-        self.draws_last = self.fetch.is_last
+        batch = self._draw()
         self.n_drawn += 1
         return batch, self.n_drawn - 1, self.dataloader_idx
+
+    def _draw(self) -> Any:
+        """The next batch, and whether it is the last; an unsized loader is asked for the one after it to know."""
+        if self.fetch.is_sized:
+            batch = next(self._batches, _END)
+            self.is_last = self.fetch.is_last or batch is _END
+            if batch is _END:
+                raise StopIteration(
+                    f"The training loader ended after {self.n_drawn} batches, and its length says "
+                    f"{self.fetch.n_batches}. Correct its __len__, or set limit_train_batches={self.n_drawn}."
+                )
+            return batch
+        batch, self.is_last = self._ahead, self._ahead_is_last
+        self._ahead = _END if self.is_last else next(self._batches, _END)
+        self._ahead_is_last = self.fetch.is_last
+        return batch
 
 
 def build_transfer(

@@ -450,10 +450,11 @@ class FitLoop:
 
     def _iterator_steps(self, fetch: Fetch) -> Iterator[StepIterator]:
         """Hand the iterator itself to each step, for ``training_step(dataloader_iter)``."""
-        iterator = StepIterator(fetch)
+        iterator, is_last = StepIterator(fetch), False
         while iterator.has_more:
-            fetch.is_last = iterator.draws_last
+            fetch.is_last = is_last = iterator.draws_last
             yield iterator
+        fetch.is_last = is_last  # as the last step was told, which may have drawn more batches than one
 
     def _finish_early_loader(self) -> None:
         """The loader had fewer batches than its length said: update with what the open window has."""
