@@ -27,7 +27,7 @@ from fulgur.loops.results import print_results
 from fulgur.module import LightningModule
 from fulgur.optim.configure import OptimizerSetup, build_optimizers
 from fulgur.rank import rank_zero_warn
-from fulgur.resolve import merge_module_callbacks
+from fulgur.resolve import determinism, merge_module_callbacks
 from fulgur.rng import isolate_rng, restore_rng
 from fulgur.saving import contents_of, load
 from fulgur.sources import (
@@ -46,6 +46,12 @@ if TYPE_CHECKING:
     from fulgur.trainer import Trainer
 
 _PREFIX = {"val": "validation", "test": "test", "predict": "predict"}
+_FIRST_STAGE = {
+    TrainerFn.FITTING: RunningStage.TRAINING,
+    TrainerFn.VALIDATING: RunningStage.VALIDATING,
+    TrainerFn.TESTING: RunningStage.TESTING,
+    TrainerFn.PREDICTING: RunningStage.PREDICTING,
+}
 
 
 # ------------------------------------------------------------------------------------------------- entry points
@@ -71,7 +77,6 @@ def fit(trainer: Trainer, call: Call) -> None:
         with InterruptHandler(loop, trainer._val_loop), _anomaly(trainer):
             _sanity_check(trainer, call)
             _load_training(trainer, call)
-            trainer.state.stage = RunningStage.TRAINING
             _check_resumed_epoch(trainer)
             if not loop.is_done():
                 _load_first_validation(trainer, call)
@@ -99,7 +104,6 @@ def evaluate(trainer: Trainer, call: Call) -> list[dict[str, float]]:
         load(trainer, call)
         _place(trainer)
         _log_hyperparameters(trainer)
-        trainer.state.stage = RunningStage(str(call.fn))
         feed = _load_evaluation(trainer, call, name, loop)
         if sum(feed.n_batches) == 0:
             return []
@@ -119,7 +123,7 @@ def predict(trainer: Trainer, call: Call, *, returns: bool) -> list[Any] | None:
     """Predict, from launch to teardown."""
     loop = trainer.predict_loop
 
-    def body() -> list[Any]:
+    def body() -> list[Any] | None:
         module = trainer.lightning_module
         if find_source(trainer, call, "predict") is None:
             raise MisconfigurationException(missing_loader(trainer, "predict"))
@@ -127,7 +131,6 @@ def predict(trainer: Trainer, call: Call, *, returns: bool) -> list[Any] | None:
         load(trainer, call)
         _place(trainer)
         _log_hyperparameters(trainer)
-        trainer.state.stage = RunningStage.PREDICTING
         loop.metrics = trainer.metrics
         loop.feed = eval_feed(trainer, call, "predict")
         loop.plan = _eval_plan(trainer, module, "predict", loop.feed)
@@ -135,12 +138,12 @@ def predict(trainer: Trainer, call: Call, *, returns: bool) -> list[Any] | None:
         loop.records_indices = bool(writers)
         loop.keeps_predictions = returns or any(c.interval.on_epoch for c in writers)
         if sum(loop.feed.n_batches) == 0:
-            return []
+            return None
         loop.feed.set_epoch(trainer.current_epoch)
         with InterruptHandler(loop):
             return loop.run(context=_eval_context(trainer))
 
-    predictions: list[Any] = _execute(trainer, call, body)
+    predictions: list[Any] | None = _execute(trainer, call, body)
     return predictions if returns else None
 
 
@@ -149,16 +152,18 @@ def _execute(trainer: Trainer, call: Call, body: Callable[[], Any]) -> Any:
     state = trainer.state
     _attach(trainer, call)
     trainer._call = call
-    state.fn, state.status, state.stage = call.fn, TrainerStatus.RUNNING, None
+    state.fn, state.status, state.stage = call.fn, TrainerStatus.RUNNING, _FIRST_STAGE[call.fn]
     trainer._has_set_up = False
-    try:
-        result = body()
-    except BaseException as error:
-        state.status = TrainerStatus.INTERRUPTED
-        _on_exception(trainer, error)
-        raise
+    settings = trainer._settings
+    with determinism(settings.deterministic, settings.benchmark):
+        try:
+            result = body()
+            _teardown(trainer, call)
+        except BaseException as error:
+            state.status = TrainerStatus.INTERRUPTED
+            _on_exception(trainer, error)
+            raise
     state.status = TrainerStatus.FINISHED
-    _teardown(trainer, call)
     for logger in trainer.loggers:
         logger.finalize("success")
     if trainer.profiler is not None:

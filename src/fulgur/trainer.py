@@ -67,8 +67,8 @@ class Trainer:
         accumulate_grad_batches: Batches to an optimizer step; a short last window is averaged over its true length.
         gradient_clip_val: Largest norm (or value) of gradients. None or 0: no clipping.
         gradient_clip_algorithm: "norm" or "value".
-        deterministic: Demand deterministic algorithms of torch; "warn" only warns.
-        benchmark: ``torch.backends.cudnn.benchmark``.
+        deterministic: Demand deterministic algorithms of torch while a run lasts; "warn" only warns.
+        benchmark: ``torch.backends.cudnn.benchmark`` while a run lasts.
         inference_mode: Use `torch.inference_mode` rather than `torch.no_grad` in validate, test and predict.
         use_distributed_sampler: Split samples over processes.
         profiler: "simple", "advanced" or a `Profiler`.
@@ -170,7 +170,8 @@ class Trainer:
         )
         self.callbacks: list[Callback] = resolve.resolve_callbacks(settings, self._legacy)
         self.profiler = resolve.resolve_profiler(settings.profiler)
-        resolve.apply_determinism(settings.deterministic, settings.benchmark)
+        if settings.deterministic:  # order matters: cuBLAS reads it once, when it starts
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
         self.fit_loop = FitLoop(_limits(settings))
         self._val_loop = EvaluationLoop("validation")  # in fit; validate() has its own counters
@@ -299,7 +300,7 @@ class Trainer:
 
         Returns:
             A prediction for each batch, on the host; with several loaders a list of such lists. None where
-            `return_predictions` is False.
+            `return_predictions` is False, or ``limit_predict_batches=0``.
         """
         loaders, datamodule = _split_datamodule(dataloaders, datamodule)
         _refuse_both(datamodule, dataloaders=loaders)

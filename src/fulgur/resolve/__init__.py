@@ -11,6 +11,7 @@ from fulgur.resolve.check import check_arguments
 from fulgur.resolve.legacy import LegacySettings, translate_legacy
 from fulgur.resolve.parts import (
     apply_determinism,
+    determinism,
     resolve_accelerator,
     resolve_loggers,
     resolve_precision,
@@ -27,6 +28,7 @@ __all__ = [
     "apply_environment",
     "build_arguments",
     "check_arguments",
+    "determinism",
     "merge_module_callbacks",
     "name_positionals",
     "order_callbacks",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -148,6 +149,25 @@ def apply_determinism(deterministic: bool | Literal["warn"] | None, benchmark: b
         benchmark = bool(benchmark)
     if benchmark is not None:
         torch.backends.cudnn.benchmark = benchmark
+
+
+@contextmanager
+def determinism(deterministic: bool | Literal["warn"] | None, benchmark: bool | None) -> Iterator[None]:
+    """`apply_determinism` for the length of a ``with`` block: the switches are the whole process's."""
+    if deterministic is None and benchmark is None:
+        yield
+        return
+    is_on, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    searches = torch.backends.cudnn.benchmark
+    try:
+        apply_determinism(deterministic, benchmark)
+        yield
+    finally:
+        torch.use_deterministic_algorithms(is_on, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = searches
 
 
 def _build_default_logger(save_dir: str, flush_every_n_steps: int | None) -> Logger:
