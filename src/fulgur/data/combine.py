@@ -320,7 +320,7 @@ def _rebuilder(structure: Any) -> Callable[[tuple[Any, ...]], Any]:
 
 def _cycle_until_all_ended(loaders: list[Iterable[Any]]) -> Iterator[tuple[Any, ...]]:
     iterators = [iter(loader) for loader in loaders]
-    has_ended = [False] * len(loaders)
+    has_ended = [getattr(loader, "n_passes", 0) > 1 for loader in loaders]  # a resumed epoch may have come round
     while loaders:
         batches = [next(iterator, _END) for iterator in iterators]
         # Look at all loaders before any is started anew: after the last step none needs to be.

@@ -51,12 +51,11 @@ class Fetch:
         self.count = 0
         self.after_start: Callable[[], None] | None = None
         self._following: Any = _END
-        self._resumed_at = 0
+        self._resumed: dict[str, Any] | None = None
 
     def resume(self, state: dict[str, Any]) -> None:
         """Let the next pass be the one that `state` was taken in; the loader itself stands there already."""
-        self._resumed_at = state["count"]
-        self._following = state.get("following", _END)
+        self._resumed = state
 
     def state_dict(self) -> dict[str, Any]:
         """How far the pass is; with the batch that was read ahead, if one was."""
@@ -64,7 +63,9 @@ class Fetch:
         return state if self._following is _END else state | {"following": self._following}
 
     def __iter__(self) -> Iterator[Any]:
-        self.count, self._resumed_at = self._resumed_at, 0
+        state, self._resumed = self._resumed or {}, None
+        self.count = state.get("count", 0)
+        self._following = state.get("following", _END)
         self.is_last = False
         items = iter(self.loader)
         if self.after_start is not None:

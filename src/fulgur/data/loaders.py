@@ -154,7 +154,7 @@ def with_sampler(loader: DataLoader[Any], sampler: Iterable[Any]) -> DataLoader[
     """
     batch_sampler = loader.batch_sampler
     if batch_sampler is None:
-        return _replaced(loader, sampler=sampler)
+        return replaced(loader, sampler=sampler)
     if not hasattr(batch_sampler, "sampler"):
         raise MisconfigurationException(
             f"The batch sampler {type(batch_sampler).__name__} of a DataLoader has no attribute `sampler`, so its "
@@ -163,7 +163,7 @@ def with_sampler(loader: DataLoader[Any], sampler: Iterable[Any]) -> DataLoader[
         )
     batches: Any = copy.copy(batch_sampler)
     batches.sampler = sampler
-    return _replaced(loader, sampler=sampler, batch_sampler=batches)
+    return replaced(loader, sampler=sampler, batch_sampler=batches)
 
 
 def without_drop_last(loader: Any) -> Any:
@@ -182,7 +182,7 @@ def without_drop_last(loader: Any) -> Any:
     if hasattr(batch_sampler, "drop_last"):
         batch_sampler = copy.copy(batch_sampler)
         batch_sampler.drop_last = False
-    return _replaced(loader, drop_last=False, batch_sampler=batch_sampler)
+    return replaced(loader, drop_last=False, batch_sampler=batch_sampler)
 
 
 def find_epoch_setters(loaders: Iterable[Any]) -> tuple[Callable[[int], None], ...]:
@@ -221,7 +221,8 @@ def _find_sampler(loader: Any) -> Any:
     return getattr(loader, "sampler", None)
 
 
-def _replaced(loader: DataLoader[Any], **attributes: Any) -> DataLoader[Any]:
+def replaced(loader: DataLoader[Any], **attributes: Any) -> DataLoader[Any]:
+    """A copy of `loader` with other attributes; subclasses keep theirs, whatever their constructors take."""
     result = copy.copy(loader)
     # A DataLoader refuses assignment to these. The workers of a running iteration stay with the original.
     result.__dict__.update(attributes, _iterator=None)

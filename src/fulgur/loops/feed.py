@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
@@ -18,6 +19,7 @@ from fulgur.data.loaders import (
     sized_length,
     without_drop_last,
 )
+from fulgur.data.position import PlacedLoader
 from fulgur.data.workers import seed_workers
 from fulgur.errors import MisconfigurationException
 
@@ -34,7 +36,9 @@ class Feed:
         n_batches: How many batches to take from each; ``inf`` takes all.
         is_sized: Whether each is known to have that many.
         unpacks: Whether items are ``(batch, batch_idx, dataloader_idx)``, as of a `CombinedLoader`.
+        is_exhausted: Whether the loaders are asked for an end after the last batch.
         epoch_setters: The ``set_epoch`` of their samplers.
+        placed: The loaders of training, which can be resumed.
     """
 
     structure: Any
@@ -42,7 +46,9 @@ class Feed:
     n_batches: list[float]
     is_sized: list[bool]
     unpacks: list[bool]
+    is_exhausted: bool = False
     epoch_setters: tuple[Callable[[int], None], ...] = ()
+    placed: list[PlacedLoader] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
     def fetch(self, index: int, transfer: Transfer | None, at_most: float = math.inf) -> Fetch:
@@ -53,6 +59,7 @@ class Feed:
             is_sized=self.is_sized[index],
             transfer=transfer,
             unpack=itemgetter(0) if self.unpacks[index] else None,
+            is_exhausted=self.is_exhausted and at_most >= self.n_batches[index],
         )
 
     def set_epoch(self, epoch: int) -> None:
@@ -87,8 +94,10 @@ def build_train_feed(
             "clear. Use 'max_size_cycle', 'min_size' or 'max_size'."
         )
     _prepare(combined, overfit=overfit, global_rank=global_rank)
+    structure = combined if combined is source else combined.iterables
+    placed = [PlacedLoader(loader) for loader in combined.flattened]
     is_bare = combined is not source and _is_plain(combined)
-    iterated = combined.flattened[0] if is_bare else combined
+    iterated = placed[0] if is_bare else _with_loaders(combined, placed)
     length = sized_length(iterated)
     if length == 0 and limit != 0:
         raise MisconfigurationException(f"{name} gave an empty loader: {_why_empty(combined)}")
@@ -97,13 +106,16 @@ def build_train_feed(
         if overfit
         else resolve_limit(length, limit, name="limit_train_batches")
     )
+    setters = (*find_epoch_setters(combined.flattened), *(loader.set_epoch for loader in placed))
     return Feed(
-        structure=combined if combined is source else combined.iterables,
+        structure=structure,
         loaders=[iterated],
         n_batches=[n_batches],
         is_sized=[not math.isinf(length)],
-        unpacks=[iterated is combined],
-        epoch_setters=find_epoch_setters(combined.flattened),
+        unpacks=[not is_bare],
+        is_exhausted=n_batches == length,
+        epoch_setters=setters,
+        placed=placed,
     )
 
 
@@ -156,6 +168,13 @@ def _prepare(combined: CombinedLoader, *, overfit: int | float, global_rank: int
     if overfit:
         combined.flattened = [sequential(loader) for loader in combined.flattened]
     seed_workers(combined, global_rank=global_rank)
+
+
+def _with_loaders(combined: CombinedLoader, loaders: list[Any]) -> CombinedLoader:
+    """A copy of `combined` over other loaders in the same structure."""
+    result = copy(combined)
+    result.flattened = loaders
+    return result
 
 
 def _is_plain(combined: CombinedLoader) -> bool:
