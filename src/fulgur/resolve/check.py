@@ -35,7 +35,7 @@ def check_arguments(arguments: Arguments) -> Settings:
         values[name] = rule(name, values[name])
     settings = Settings(**values)
     _check_callbacks(settings)
-    if settings.min_steps and not settings.min_epochs:
+    if settings.min_steps and arguments.min_epochs is None:
         settings.min_epochs = 1
     if settings.barebones:
         _apply_barebones(settings)
