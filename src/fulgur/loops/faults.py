@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fulgur.errors import MisconfigurationException
+from fulgur.errors import MisconfigurationException, PossibleUserWarning
+from fulgur.rank import rank_zero_warn
 
 _FORMS = "Return the loss as a scalar tensor, a dict with the loss under 'loss', or None to skip the batch."
 
@@ -30,19 +31,67 @@ def unusable_output(outputs: Any) -> Tensor:
     return loss
 
 
-def explain_backward(error: RuntimeError, loss: Tensor) -> Exception:
-    """`error` of ``backward``, or a plainer one where the loss itself is at fault."""
+def explain_backward(error: Exception, loss: Any, source: str = "that training_step returned") -> None:
+    """Raise a plainer error than the one of ``backward`` where the loss itself is at fault.
+
+    Args:
+        error: What ``backward`` raised.
+        loss: What it was called for.
+        source: Where the loss came from, for the message.
+
+    Raises:
+        MisconfigurationException: `loss` is no scalar tensor with a gradient.
+    """
+    if not isinstance(loss, Tensor):
+        raise MisconfigurationException(
+            f"The loss {source} is {_described(loss)}; a gradient needs a scalar tensor."
+        ) from error
     if loss.numel() != 1:
-        return MisconfigurationException(
-            f"The loss that training_step returned has shape {tuple(loss.shape)}; a gradient needs a scalar. "
+        raise MisconfigurationException(
+            f"The loss {source} has shape {tuple(loss.shape)}; a gradient needs a scalar. "
             "Reduce it, for example with loss.mean()."
-        )
+        ) from error
     if not loss.requires_grad:
-        return MisconfigurationException(
-            "The loss that training_step returned has no gradient: it does not depend on a parameter that requires "
+        raise MisconfigurationException(
+            f"The loss {source} has no gradient: it does not depend on a parameter that requires "
             "one. Look for .detach(), .item(), torch.no_grad() or torch.tensor(loss) on its way, or frozen parameters."
+        ) from error
+
+
+def unusable_in_manual(outputs: Any) -> Exception:
+    """For what a `training_step` of manual optimization cannot return."""
+    return MisconfigurationException(
+        f"training_step returned {_described(outputs)}. In manual optimization return a tensor, a dict or None."
+    )
+
+
+def warn_of_no_loss(n_batches: int) -> None:
+    """For a first epoch without one loss: mostly a forgotten ``return``. Says nothing where there was no batch."""
+    if n_batches:
+        rank_zero_warn(
+            f"training_step returned None for all {n_batches} batches of the epoch, so nothing was trained. "
+            "Return the loss.",
+            PossibleUserWarning,
         )
-    return error
+
+
+def no_batch(epoch: int, n_seen: int) -> Exception:
+    """For a training loader that ended at once.
+
+    Args:
+        epoch: Index of the epoch that got no batch.
+        n_seen: Batches of the epochs before it.
+    """
+    if n_seen:
+        return MisconfigurationException(
+            f"The training loader gave no batch in epoch {epoch}, after {n_seen} in the epochs before: it can be "
+            "iterated over only once, as a generator can. Give a DataLoader, a list, or an object whose __iter__ "
+            "starts anew; or set max_epochs=1."
+        )
+    return MisconfigurationException(
+        "The training loader gave no batch. Look at the length of its dataset, its sampler, and drop_last with "
+        "a batch_size above it."
+    )
 
 
 def closure_not_run(optimizer_step: Any) -> Exception:

@@ -24,9 +24,15 @@ import torch
 from torch import Tensor
 
 from fulgur.data.fetch import Fetch, StepIterator
-from fulgur.errors import MisconfigurationException
 from fulgur.hooks import Calls, Hooks
-from fulgur.loops.faults import closure_not_run, explain_backward, unusable_output
+from fulgur.loops.faults import (
+    closure_not_run,
+    explain_backward,
+    no_batch,
+    unusable_in_manual,
+    unusable_output,
+    warn_of_no_loss,
+)
 from fulgur.loops.limits import Limits, window_length
 from fulgur.loops.plan import StepPlan, Update
 from fulgur.metrics import MetricLog, Scope
@@ -73,7 +79,7 @@ class FitLoop:
         self.before_epochs: Callable[[], None] | None = None
         self.write_metrics: Callable[[dict[str, float], int], None] = lambda values, step: None
         self._updated = False
-        self._last_validation = time.monotonic()
+        self.last_validation = time.monotonic()
 
     @property
     def max_epochs(self) -> int | None:
@@ -89,7 +95,7 @@ class FitLoop:
     def run(self) -> None:
         """Run epochs until `max_epochs`, `max_steps` or `should_stop`."""
         scopes = self.plan.scopes
-        self._last_validation = time.monotonic()
+        self.last_validation = time.monotonic()
         self._call(self.hooks.on_train_start, scopes.train_start)
         if self.before_epochs is not None:
             self.before_epochs()
@@ -245,14 +251,15 @@ class FitLoop:
         scaled = loss if plan.scaler is None else plan.scaler.scale(loss)
         if hooks.on_before_backward:
             self._call(hooks.on_before_backward, scopes.before_backward, scaled)
-        if plan.backward is not None:
-            metrics.scope = scopes.backward
-            plan.backward(scaled)
-        else:
-            try:
+        try:
+            if plan.backward is not None:
+                metrics.scope = scopes.backward
+                plan.backward(scaled)
+            else:
                 scaled.backward()
-            except RuntimeError as error:
-                raise explain_backward(error, scaled) from error
+        except RuntimeError as error:
+            explain_backward(error, scaled)
+            raise
         if hooks.on_after_backward:
             self._call(hooks.on_after_backward, scopes.after_backward)
         update.n_backward += 1
@@ -288,11 +295,13 @@ class FitLoop:
         def closure() -> Any:
             update.n_backward = n_before
             result[:] = [self._forward_backward(update, batch, batch_idx, True)]
+            self.metrics.scope = self.plan.scopes.optimizer_step
             return result[0].get("loss")
 
         has_outputs, self.plan.has_outputs = self.plan.has_outputs, True
         try:
             assert self.plan.optimizer_step is not None
+            self.metrics.scope = self.plan.scopes.optimizer_step
             self.plan.optimizer_step(self.progress.epoch, batch_idx, update.wrapped, closure)
         finally:
             self.plan.has_outputs = has_outputs
@@ -302,7 +311,7 @@ class FitLoop:
 
     def run_step(self, update: Update, closure: Callable[[], Any] | None, kwargs: dict[str, Any]) -> Any:
         """What ``step`` of a `LightningOptimizer` does: precision, hooks and clipping around the optimizer's own."""
-        plan, optimizer = self.plan, update.optimizer
+        plan, optimizer, scope = self.plan, update.optimizer, self.metrics.scope
 
         def evaluate() -> Any:
             loss = closure() if closure is not None else None
@@ -325,6 +334,7 @@ class FitLoop:
             else:
                 result = optimizer.step(evaluate, **kwargs)
             self._count(update)
+        self.metrics.scope = scope
         return result
 
     def _zero_grad(self, optimizer: Any, batch_idx: int) -> None:
@@ -352,16 +362,14 @@ class FitLoop:
     def _run_without_optimizer(self, batch: Any, batch_idx: int) -> Any:
         self.metrics.scope = self.plan.scopes.training_step
         outputs = self.plan.training_step(batch, batch_idx)
-        if not self.plan.has_outputs:
-            return None
         if isinstance(outputs, Tensor):
-            return {"loss": outputs.detach()}
+            return {"loss": outputs.detach()} if self.plan.has_outputs else None
         if outputs is None or isinstance(outputs, Mapping):
+            if not self.plan.has_outputs:
+                return None
             loss = outputs.get("loss") if outputs else None
             return dict(outputs or {}) | ({"loss": loss.detach()} if isinstance(loss, Tensor) else {})
-        raise MisconfigurationException(
-            f"training_step returned {type(outputs).__name__}. In manual optimization return a tensor, a dict or None."
-        )
+        raise unusable_in_manual(outputs)
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Backward of manual optimization: scaled under 16-mixed, with its hooks."""
@@ -370,7 +378,11 @@ class FitLoop:
         if hooks.on_before_backward:
             self._call(hooks.on_before_backward, plan.scopes.before_backward, scaled)
         metrics.scope = plan.scopes.backward
-        (plan.backward or torch.Tensor.backward)(scaled, *args, **kwargs)
+        try:
+            (plan.backward or torch.Tensor.backward)(scaled, *args, **kwargs)
+        except (RuntimeError, TypeError) as error:
+            explain_backward(error, scaled, "given to manual_backward")
+            raise
         if hooks.on_after_backward:
             self._call(hooks.on_after_backward, plan.scopes.after_backward)
         metrics.scope = plan.scopes.training_step
@@ -401,6 +413,8 @@ class FitLoop:
     def _end_epoch(self) -> None:
         plan, hooks, metrics, progress = self.plan, self.hooks, self.metrics, self.progress
         scope, schedulers = plan.scopes.epoch_end, plan.schedulers
+        if self.is_automatic and not progress.global_step and not any(update.n_backward for update in plan.updates):
+            warn_of_no_loss(progress.batch)
         metrics.reduce_epoch("train")
         if plan.epoch_outputs and plan.training_epoch_end is not None:
             metrics.scope = scope
@@ -413,6 +427,7 @@ class FitLoop:
         if schedulers.plateau_by_epoch:  # order matters: a checkpoint of the epoch's end holds the rate of the next
             schedulers.step(schedulers.plateau_by_epoch, progress.epoch + 1)
         self._call(hooks.on_train_epoch_end_monitors, scope)
+        metrics.reduce_epoch("train")
         metrics.scope = None
         values = {e.epoch_key: number for e, number in metrics.flush_epoch("train") if e.logger}
         if values:
@@ -428,14 +443,14 @@ class FitLoop:
         if self.should_stop and self._may_stop(progress.epoch):
             return True
         if isinstance(interval, timedelta):
-            return time.monotonic() - self._last_validation >= interval.total_seconds()
+            return time.monotonic() - self.last_validation >= interval.total_seconds()
         count = batch_idx + 1 if every_n_epoch is not None else progress.batches_total
         return count % self.val_every == 0
 
     def _validate(self) -> None:
         assert self.validate is not None
         self.validate()
-        self._last_validation = time.monotonic()
+        self.last_validation = time.monotonic()
 
     def _resumes_at_last_batch(self) -> bool:
         """After a resume: run the validation that was still due, and tell whether no batch is left."""
@@ -462,10 +477,7 @@ class FitLoop:
         if self.fetch.is_last:
             return
         if progress.batch == 0:
-            raise MisconfigurationException(
-                "The training loader gave no batch. Look at the length of its dataset, its sampler, and drop_last with "
-                "a batch_size above it."
-            )
+            raise no_batch(progress.epoch, progress.batches_total)
         for update in plan.updates:
             if update.n_backward:
                 self.run_step(update, None, {})
