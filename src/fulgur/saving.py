@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fulgur.checkpoint import state as checkpoint_state
 from fulgur.checkpoint.location import modified_at
 from fulgur.checkpoint.state import Contents
 from fulgur.checkpoint.write import checkpoint_exists
+from fulgur.loops.resume import capture_epoch
 from fulgur.rank import rank_zero_warn
 from fulgur.sources import Call
 from fulgur.states import TrainerFn
@@ -17,9 +19,10 @@ if TYPE_CHECKING:
 
 
 def contents_of(trainer: Trainer) -> Contents:
-    loop = trainer.fit_loop
+    loop, module, feed = trainer.fit_loop, trainer.lightning_module, trainer._feeds.get("train")
+    is_fitting = feed is not None and bool(feed.placed) and trainer.state.fn is TrainerFn.FITTING
     return Contents(
-        module=trainer.lightning_module,
+        module=module,
         trainer=trainer,
         datamodule=trainer.datamodule,
         callbacks=trainer.callbacks,
@@ -28,6 +31,7 @@ def contents_of(trainer: Trainer) -> Contents:
         precision=trainer.precision_plugin,
         progress=loop.progress,
         seen=trainer._val_loop.seen,
+        capture_epoch=partial(capture_epoch, loop, feed, module) if is_fitting and feed is not None else None,
         n_batches=loop.n_batches,
         is_automatic=loop.is_automatic,
     )
@@ -53,11 +57,13 @@ def load(trainer: Trainer, call: Call) -> dict[str, Any] | None:
 
 def _choose(trainer: Trainer, call: Call) -> Any:
     """The file to load: the call's, the Trainer's, or the best one where neither model nor file is passed."""
-    given = call.ckpt_path if call.ckpt_path is not None else trainer._ckpt_path
     callbacks = trainer.checkpoint_callbacks
+    given = _given_path(trainer, call)
+    if given is None and call.fn is TrainerFn.FITTING:
+        return _left_by_exception(trainer)
     if given is None:
         best = next((c.best_model_path for c in callbacks if getattr(c, "best_model_path", "")), None)
-        return best if call.fn is not TrainerFn.FITTING and call.model is None else None
+        return best if call.model is None else None
     if given == "best":
         best = next((c.best_model_path for c in callbacks if hasattr(c, "best_model_path")), None)
         if not best:
@@ -74,6 +80,29 @@ def _choose(trainer: Trainer, call: Call) -> Any:
             return None
         return max(candidates, key=modified_at)
     return given
+
+
+def _given_path(trainer: Trainer, call: Call) -> Any:
+    """What the call says, or else the Trainer; to fit also the 1.x argument."""
+    sticky = trainer._ckpt_path
+    if call.ckpt_path is None:
+        legacy = trainer._legacy.resume_from_checkpoint if call.fn is TrainerFn.FITTING else None
+        return sticky if sticky is not None else legacy
+    if sticky is not None:
+        rank_zero_warn(
+            f"trainer.{call.fn}(ckpt_path={str(call.ckpt_path)!r}) takes the place of trainer.ckpt_path="
+            f"{str(sticky)!r}, which is forgotten. Set trainer.ckpt_path = None first if that is meant."
+        )
+        trainer._ckpt_path = None
+    return call.ckpt_path
+
+
+def _left_by_exception(trainer: Trainer) -> Any:
+    """Where `OnExceptionCheckpoint` has left a file, the newest of that and the last checkpoints; else None."""
+    callbacks = trainer.checkpoint_callbacks
+    if not any(_last_candidates(trainer, c) for c in callbacks if hasattr(c, "ckpt_path")):
+        return None
+    return max((path for c in callbacks for path in _last_candidates(trainer, c)), key=modified_at)
 
 
 def _last_candidates(trainer: Trainer, callback: Any) -> list[str]:

@@ -50,15 +50,19 @@ class Call:
 
 
 def find_source(trainer: Trainer, call: Call, name: str) -> tuple[str, Callable[[], Any]] | None:
-    """Where loaders come from: what was passed, then datamodule, then module, then an earlier call's datamodule."""
+    """Where loaders come from: what was passed, then datamodule, then module.
+
+    A call that passes neither, as a bare ``trainer.test()``, may also use an earlier call's datamodule.
+    """
     hook = _HOOKS[name]
     passed = call.sources.get(name)
     if passed is not None:
         return f"the {hook.removesuffix('_dataloader')} loader passed to trainer.{call.fn}", lambda: passed
-    module = trainer.lightning_module
-    candidates: list[tuple[Any, type]] = [(module, LightningModule), (trainer.datamodule, LightningDataModule)]
+    candidates: list[tuple[Any, type]] = [(trainer.lightning_module, LightningModule)]
     if call.datamodule is not None:
-        candidates.reverse()
+        candidates.insert(0, (call.datamodule, LightningDataModule))
+    elif all(given is None for given in call.sources.values()):
+        candidates.append((trainer.datamodule, LightningDataModule))
     for owner, base in candidates:
         if owner is not None and overrides(owner, hook, base):
             return f"{type(owner).__name__}.{hook}()", getattr(owner, hook)

@@ -184,7 +184,7 @@ class Trainer:
         self._loaded_at: dict[str, int] = {}
         self._call: sources.Call | None = None
         self._has_set_up = False
-        self._ckpt_path: Any = self._legacy.resume_from_checkpoint
+        self._ckpt_path: Any = None
         self._loaded_ckpt_path: Any = None
 
     # --------------------------------------------------------------------------------------------- entry points
@@ -327,7 +327,9 @@ class Trainer:
                 "trainer.save_checkpoint was called before a model was attached. Call it during or after "
                 "fit, validate, test or predict."
             )
+        scope, self.metrics.scope = self.metrics.scope, None  # nothing can be logged in the hooks of a checkpoint
         checkpoint = saving.build_checkpoint(self, weights_only=bool(weights_only))
+        self.metrics.scope = scope
         self.strategy.save_checkpoint(checkpoint, filepath, storage_options)
         self.strategy.barrier("save_checkpoint")
 
@@ -629,7 +631,7 @@ class Trainer:
 
     @property
     def ckpt_path(self) -> Any:
-        """The file that the running or latest call was loaded from. Set it to load it in every call."""
+        """The file that the running or latest call was loaded from. Set it to load it in every call, until None."""
         return self._loaded_ckpt_path if self._loaded_ckpt_path is not None else self._ckpt_path
 
     @ckpt_path.setter
@@ -750,7 +752,7 @@ def _split_datamodule(loaders: Any, datamodule: Any) -> tuple[Any, Any]:
     """A datamodule may stand in the place of loaders."""
     from fulgur.datamodule import LightningDataModule
 
-    if isinstance(loaders, LightningDataModule):
+    if isinstance(loaders, LightningDataModule) and datamodule is None:
         return None, loaders
     return loaders, datamodule
 
