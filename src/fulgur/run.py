@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
+from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +18,19 @@ import torch
 
 from fulgur.checkpoint import state as checkpoint_state
 from fulgur.datamodule import LightningDataModule
-from fulgur.errors import MisconfigurationException
+from fulgur.errors import MisconfigurationException, PossibleUserWarning
 from fulgur.hooks import collect, collect_stage, overrides
 from fulgur.interrupt import InterruptHandler
 from fulgur.loops.evaluate import EvalPlan, EvaluationLoop, grad_free_context
 from fulgur.loops.feed import Feed
 from fulgur.loops.plan import build_plan, step_of
 from fulgur.loops.results import print_results
+from fulgur.loops.resume import resume_epoch
 from fulgur.module import LightningModule
 from fulgur.optim.configure import OptimizerSetup, build_optimizers
 from fulgur.rank import rank_zero_warn
 from fulgur.resolve import determinism, merge_module_callbacks
-from fulgur.rng import isolate_rng, restore_rng
+from fulgur.rng import isolate_rng
 from fulgur.saving import contents_of, load
 from fulgur.sources import (
     Call,
@@ -63,6 +65,7 @@ def fit(trainer: Trainer, call: Call) -> None:
     def body() -> None:
         module, loop = trainer.lightning_module, trainer.fit_loop
         _check_training(trainer, module)
+        _check_sources(trainer, call)
         _start(trainer, call)
         checkpoint = load(trainer, call)
         _place(trainer)
@@ -80,8 +83,9 @@ def fit(trainer: Trainer, call: Call) -> None:
             _check_resumed_epoch(trainer)
             if not loop.is_done():
                 _load_first_validation(trainer, call)
-                if checkpoint is not None and (rng := checkpoint.get("fulgur", {}).get("rng")) is not None:
-                    loop.before_epochs = partial(restore_rng, rng)
+                own = checkpoint.get("fulgur", {}) if checkpoint is not None else {}
+                if "running" in own:
+                    resume_epoch(loop, trainer._feeds["train"], module, own["running"], own.get("rng"))
                 loop.run()
         _move_metrics(trainer)
         trainer.strategy.teardown()
@@ -125,6 +129,11 @@ def predict(trainer: Trainer, call: Call, *, returns: bool) -> list[Any] | None:
 
     def body() -> list[Any] | None:
         module = trainer.lightning_module
+        if not (overrides(module, "predict_step", LightningModule) or overrides(module, "forward", torch.nn.Module)):
+            raise MisconfigurationException(
+                f"{type(module).__name__} has neither predict_step nor forward, which predict_step calls unless "
+                "overridden. Define one of them."
+            )
         if find_source(trainer, call, "predict") is None:
             raise MisconfigurationException(missing_loader(trainer, "predict"))
         _start(trainer, call)
@@ -220,13 +229,15 @@ def _attach(trainer: Trainer, call: Call) -> None:
             f"trainer.{call.fn}() was called without a model, and none has been attached by an earlier call. Pass one."
         )
     if not isinstance(model, LightningModule):
-        raise TypeError(
-            f"trainer.{call.fn} needs a LightningModule; got {type(model).__name__}"
-            + (", a class. Pass an instance." if isinstance(model, type) else ".")
+        raise TypeError(f"trainer.{call.fn} needs a LightningModule; {_what_came(model)}")
+    if "_modules" not in model.__dict__:
+        raise MisconfigurationException(
+            f"{type(model).__name__}.__init__ did not call super().__init__(). Make that its first line."
         )
     if call.datamodule is not None and not isinstance(call.datamodule, LightningDataModule):
         raise TypeError(
-            f"datamodule={call.datamodule!r:.80} is no LightningDataModule. Pass loaders by their own name."
+            f"datamodule={call.datamodule!r:.80} is no LightningDataModule. "
+            + ("Pass an instance." if isinstance(call.datamodule, type) else "Pass loaders by their own name.")
         )
     trainer._module, trainer.strategy.model = model, None
     model.attach(trainer, trainer.metrics)
@@ -239,11 +250,22 @@ def _attach(trainer: Trainer, call: Call) -> None:
         trainer.datamodule = call.datamodule
     if trainer.datamodule is not None:
         trainer.datamodule.trainer = trainer
+    if legacy.prepare_data_per_node is not None:
+        for owner in filter(None, (model, trainer.datamodule)):
+            owner.prepare_data_per_node = legacy.prepare_data_per_node
     own = model.configure_callbacks()
     if own:
         trainer.callbacks = merge_module_callbacks(trainer.callbacks, own)
     for callback in trainer.callbacks:
         callback.log, callback.log_dict = model.log, model.log_dict  # type: ignore[attr-defined]
+
+
+def _what_came(model: Any) -> str:
+    if isinstance(model, type):
+        return f"got the class {model.__name__}. Pass an instance: {model.__name__}()."
+    if isinstance(model, torch.nn.Module):
+        return f"got {type(model).__name__}, a plain nn.Module. Make it an attribute of a LightningModule."
+    return f"got {type(model).__name__}. The model comes first, then the loaders."
 
 
 def _start(trainer: Trainer, call: Call) -> None:
@@ -315,8 +337,8 @@ def _check_training(trainer: Trainer, module: LightningModule) -> None:
     _check_has_step(module, "training_step")
     if not overrides(module, "configure_optimizers", LightningModule):
         raise MisconfigurationException(
-            f"{name} has no configure_optimizers. Return an optimizer from it, for example "
-            "torch.optim.Adam(self.parameters(), lr=1e-3), or None to train without one."
+            f"{name} has no configure_optimizers.{_nearest_own(module, 'configure_optimizers')} Return an optimizer "
+            "from it, for example torch.optim.Adam(self.parameters(), lr=1e-3), or [] to train without one."
         )
     if not module.automatic_optimization:
         accumulate, clip = trainer.accumulate_grad_batches, trainer.gradient_clip_val
@@ -335,13 +357,41 @@ def _check_training(trainer: Trainer, module: LightningModule) -> None:
 def _check_has_step(module: LightningModule, step: str) -> None:
     if not overrides(module, step, LightningModule):
         raise MisconfigurationException(
-            f"{type(module).__name__} has no {step}. Define {step}(self, batch, batch_idx)."
+            f"{type(module).__name__} has no {step}.{_nearest_own(module, step)} Define {step}(self, batch, batch_idx)."
         )
 
 
+def _check_sources(trainer: Trainer, call: Call) -> None:
+    """Loaders that are missing, and loaders that nobody will ask for."""
+    module = trainer.lightning_module
+    if find_source(trainer, call, "train") is None:
+        raise MisconfigurationException(missing_loader(trainer, "train"))
+    if call.sources.get("val") is not None and not overrides(module, "validation_step", LightningModule):
+        rank_zero_warn(
+            f"A validation loader was passed to trainer.fit, and {type(module).__name__} has no validation_step, so it "
+            f"is not used.{_nearest_own(module, 'validation_step')} Define validation_step(self, batch, batch_idx), or "
+            "leave the loader out.",
+            PossibleUserWarning,
+        )
+
+
+def _nearest_own(module: LightningModule, name: str) -> str:
+    """A clause that names the method of the user's that was perhaps meant to be `name`."""
+    own = [key for kind in type(module).__mro__ if kind not in LightningModule.__mro__ for key in vars(kind)]
+    found = get_close_matches(name, own, n=1, cutoff=0.75)
+    return f" It has {found[0]}: rename that?" if found else ""
+
+
 def _configure_optimizers(trainer: Trainer, module: LightningModule) -> OptimizerSetup:
+    returned = module.configure_optimizers()
+    if returned is None and module.automatic_optimization:
+        rank_zero_warn(
+            f"configure_optimizers of {type(module).__name__} returned None, so nothing will be trained. Return the "
+            "optimizer; or [] if this is meant.",
+            PossibleUserWarning,
+        )
     setup = build_optimizers(
-        module.configure_optimizers(),
+        returned,
         automatic=module.automatic_optimization,
         has_scheduler_step_override=overrides(module, "lr_scheduler_step", LightningModule),
     )
@@ -477,7 +527,7 @@ def _validate_in_fit(trainer: Trainer, call: Call) -> None:
     fit_loop, loop, module = trainer.fit_loop, trainer._val_loop, trainer.lightning_module
     every, loaded_at = trainer.reload_dataloaders_every_n_epochs, trainer._loaded_at
     previous, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
-    if not any(update.n_backward for update in fit_loop.plan.updates):
+    if not _holds_gradients(fit_loop, module):
         module.on_validation_model_zero_grad()
     if "val" not in trainer._feeds or (every and trainer.current_epoch - loaded_at.get("val", -math.inf) >= every):
         _load_evaluation(trainer, call, "val", loop)
@@ -486,6 +536,13 @@ def _validate_in_fit(trainer: Trainer, call: Call) -> None:
     if sum(loop.feed.n_batches):
         loop.run(context=torch.no_grad(), before_end=partial(setattr, fit_loop.progress, "phase", "validated"))
     trainer.state.stage = previous
+
+
+def _holds_gradients(loop: Any, module: LightningModule) -> bool:
+    """Whether gradients are still needed: within a window, and in manual optimization unless the module says so."""
+    if not loop.is_automatic:
+        return not overrides(module, "on_validation_model_zero_grad", LightningModule)
+    return any(update.n_backward for update in loop.plan.updates)
 
 
 # ------------------------------------------------------------------------------------------------------ evaluation
