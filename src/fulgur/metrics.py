@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Number
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -66,6 +67,7 @@ class Entry:
         total: Running sum (weighted for a mean), minimum or maximum of device values; None until there is one.
         host_total: The same of values that were plain numbers.
         weight: Sum of the batch sizes behind both totals.
+        loader: Suffix of the loader it was logged for, even where the keys do not show it.
     """
 
     name: str
@@ -78,7 +80,7 @@ class Entry:
     is_local: bool
     keeps_graph: bool
     suffix: str
-    is_metric: bool = False
+    loader: str = ""
     metric: Any = None
     step: Any = None
     is_fresh: bool = False
@@ -154,7 +156,10 @@ class Entry:
 
     def step_value(self) -> Any:
         """Last value for loggers and bar; a metric's comes from its own last `forward`, None if only updated."""
-        return getattr(self.metric, "_forward_cache", None) if self.metric is not None else self.step
+        if self.metric is None:
+            return self.step
+        cached = getattr(self.metric, "_forward_cache", None)
+        return cached.detach() if isinstance(cached, Tensor) else cached
 
     def clear(self) -> None:
         """Start the next epoch: forget everything accumulated, keep the last step value."""
@@ -249,9 +254,12 @@ class MetricLog:
         entry.is_fresh = entry.is_live = True
         weight: Any = batch_size or self.batch_size
         if weight is None and entry.on_epoch:
-            weight = self.batch_size = find_batch_size(self.batch)  # once a batch
-            if weight is None:
-                weight = self._weight_without_size(name, value, entry)
+            if entry.reduce != "mean" or entry.metric is not None:
+                weight = 1
+            else:
+                weight = self.batch_size = find_batch_size(self.batch)  # once a batch
+                if weight is None:
+                    weight = self._weight_without_size(name, value)
         if isinstance(value, Tensor):
             if value.ndim:
                 value = _squeezed(name, value)
@@ -269,12 +277,14 @@ class MetricLog:
             entry.step = value
             if entry.on_epoch:
                 entry.add_number(value, weight)
+        elif isinstance(value, Number) and not isinstance(value, complex):  # of numpy
+            self.log(name, float(value), options, batch_size)  # type: ignore[arg-type]
         elif entry.metric is None:
             raise ValueError(_not_a_scalar(name, value))
 
-    def _weight_without_size(self, name: str, value: Any, entry: Entry) -> int:
-        """1 where a batch size makes no difference or there is no batch; an error where the mean would be wrong."""
-        if self.batch is None or entry.reduce != "mean" or not isinstance(value, Tensor):
+    def _weight_without_size(self, name: str, value: Any) -> int:
+        """1 for numbers and where there is no batch; an error where a mean of tensors would be wrong."""
+        if self.batch is None or not isinstance(value, Tensor):
             return 1
         raise MisconfigurationException(
             f"self.log({name!r}, ...) averages over the epoch, weighted by batch size, and the batch (a "
@@ -292,6 +302,9 @@ class MetricLog:
         if scope is None:
             raise MisconfigurationException(_not_allowed(name))
         known = scope.entries.get(name)
+        if known is not None and known.options is _RESTORED:
+            known.options, known.metric = options, self._metric_object(name, value, given)
+            return known
         if known is not None:
             raise MisconfigurationException(
                 f"self.log({name!r}, ...) was called twice in {scope.hook} with different arguments: "
@@ -324,14 +337,46 @@ class MetricLog:
         torchmetrics = sys.modules.get("torchmetrics")
         if torchmetrics is None or not isinstance(value, torchmetrics.Metric):
             return None
-        if self.module is not None and not any(value is child for child in self.module.modules()):
+        if given.metric_attribute is not None or self.module is None:
+            return value
+        if not any(value is child for child in self.module.modules()):
             kind = type(value).__name__
             raise MisconfigurationException(
                 f"self.log({name!r}, metric) got a {kind} that is no submodule of the LightningModule: it would "
                 f"neither move to the device nor be saved. Assign it in __init__: "
-                f"self.{given.metric_attribute or 'metric'} = {kind}(...)."
+                f"self.metric = {kind}(...)."
             )
         return value
+
+    # ----------------------------------------------------------------------------------------------------- state
+
+    def state_dict(self, *, with_sums: bool) -> dict[str, Any]:
+        """What a checkpoint keeps: latest values and, within an epoch, the sums of its training values."""
+        self.refresh()
+        state: dict[str, Any] = {
+            "callback": dict(self.callback_metrics),
+            "logged": dict(self.logged_metrics),
+            "progress_bar": dict(self.progress_bar_metrics),
+        }
+        if with_sums:
+            state["entries"] = [
+                {"hook": scope.hook, "suffix": scope.suffix} | {name: getattr(entry, name) for name in _SAVED}
+                for scope in self._scopes.values()
+                if scope.stage == "train"
+                for entry in scope.entries.values()
+                if entry.is_live
+            ]
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave. Metric objects keep their own state."""
+        self.callback_metrics.update(state["callback"])
+        self.logged_metrics.update(state["logged"])
+        self.progress_bar_metrics.update(state["progress_bar"])
+        for saved in state.get("entries", ()):
+            values = {name: saved[name] for name in _SAVED}
+            entry = Entry(options=_RESTORED, suffix=saved["suffix"], **values)
+            self.scope_of(saved["hook"], saved["suffix"]).entries[entry.name] = entry
 
     # -------------------------------------------------------------------------------------------------- reading
 
@@ -357,11 +402,10 @@ class MetricLog:
         """Per-batch values of an evaluation, still on their device."""
         taken = {}
         for entry in self.entries(stage):
-            if entry.is_fresh and entry.on_step and (value := entry.step_value()) is not None:
-                if entry.logger:
-                    taken[entry.step_key] = value
-                if entry.prog_bar and not isinstance(value, Tensor):
-                    self.progress_bar_metrics[entry.step_key] = value
+            is_wanted = entry.is_fresh and entry.on_step and entry.logger
+            if is_wanted and (value := entry.step_value()) is not None:
+                taken[entry.step_key] = value
+                self.logged_metrics[entry.step_key] = _as_tensor(value)
             entry.is_fresh = False
         return taken
 
@@ -374,6 +418,8 @@ class MetricLog:
         Returns:
             The entries made final by this call.
         """
+        if stage == "train":
+            self.refresh()
         ready = [e for e in self.entries(stage) if e.on_epoch and not e.is_reduced and e.has_epoch_value()]
         if self.sync is not None:
             self.sync(ready)  # all ranks must reach this
@@ -383,27 +429,29 @@ class MetricLog:
             self.callback_metrics[entry.key] = value
             if entry.on_step:
                 self.callback_metrics[entry.epoch_key] = value
-                if stage == "train" and (step := entry.step_value()) is not None:
-                    self.callback_metrics[entry.step_key] = _as_tensor(step)
         return ready
 
     def flush_epoch(self, stage: str) -> list[tuple[Entry, float]]:
         """Final values of `stage`, in one copy to the host, for loggers, bar and results; then start anew."""
         final = [e for e in self.entries(stage) if e.is_reduced]
+        shown = self._shown_steps(stage)
         values = [e.epoch_value() for e in final]
-        numbers = to_host(values)
-        for entry, value, number in zip(final, values, numbers, strict=True):
+        numbers = to_host(values + [value for _, value in shown])
+        for entry, value, number in zip(final, values, numbers, strict=False):
             if entry.logger:
                 self.logged_metrics[entry.epoch_key] = _as_tensor(value)
             if entry.prog_bar:
                 self.progress_bar_metrics[entry.epoch_key] = number
+        for (key, _), number in zip(shown, numbers[len(final) :], strict=True):
+            self.progress_bar_metrics[key] = number
         self.clear(stage)
-        return list(zip(final, numbers, strict=True))
+        return list(zip(final, numbers, strict=False))
 
     def clear(self, stage: str) -> None:
         """Forget what `stage` has accumulated."""
         for entry in self.entries(stage):
             entry.clear()
+            entry.is_fresh &= stage == "train"  # a train value may still wait for its flush
 
     def refresh(self) -> None:
         """Bring `callback_metrics` up to the last training step. Does not wait for the device."""
@@ -412,11 +460,15 @@ class MetricLog:
                 self.callback_metrics[entry.key] = self.callback_metrics[entry.step_key] = _as_tensor(value)
 
     def refresh_progress_bar(self) -> None:
-        """Bring `progress_bar_metrics` up to the last training step."""
-        shown = [e for e in self.entries("train") if e.is_live and e.prog_bar and e.on_step]
-        pairs = [(e, v) for e in shown if (v := e.step_value()) is not None]
-        for (entry, _), number in zip(pairs, to_host([v for _, v in pairs]), strict=True):
-            self.progress_bar_metrics[entry.step_key] = number
+        """Bring `progress_bar_metrics` up to the last step."""
+        shown = [pair for stage in ("train", "validate", "test") for pair in self._shown_steps(stage)]
+        for (key, _), number in zip(shown, to_host([value for _, value in shown]), strict=True):
+            self.progress_bar_metrics[key] = number
+
+    def _shown_steps(self, stage: str) -> list[tuple[str, Any]]:
+        """Step values of the running epoch that the progress bar wants, by key, still on their device."""
+        live = [e for e in self.entries(stage) if e.is_live and e.prog_bar and e.on_step]
+        return [(e.step_key, value) for e in live if (value := e.step_value()) is not None]
 
 
 def to_host(values: list[Any]) -> list[float]:
@@ -436,6 +488,26 @@ def to_host(values: list[Any]) -> list[float]:
 
 SUFFIX = "/dataloader_idx_"
 _STEP, _EPOCH_FREE, _EPOCH_ONLY = (True, False, True), (False, True, True), (False, True, False)
+_RESTORED: tuple[Any, ...] = ("restored",)
+"""Stands for the options of an entry from a checkpoint, until its first call."""
+
+_SAVED = (
+    "name",
+    "on_step",
+    "on_epoch",
+    "prog_bar",
+    "logger",
+    "reduce",
+    "is_local",
+    "keeps_graph",
+    "step",
+    "is_fresh",
+    "is_live",
+    "dtype",
+    "total",
+    "host_total",
+    "weight",
+)
 _DEFAULTS: dict[str, tuple[bool, bool, bool]] = (
     dict.fromkeys(
         (
@@ -504,6 +576,7 @@ def _build_entry(name: str, given: LogOptions, scope: Scope) -> Entry:
         is_local=given.sync_dist is False or given.rank_zero_only,
         keeps_graph=given.enable_graph,
         suffix=scope.suffix if given.add_dataloader_idx else "",
+        loader=scope.suffix,
     )
 
 
@@ -530,11 +603,13 @@ def _computed(entry: Entry) -> Tensor:
             f"self.log({entry.name!r}, {type(entry.metric).__name__}): compute() returned a {type(value).__name__}, "
             "and only a tensor with one element can be logged. Log its parts one by one."
         )
-    return _squeezed(entry.name, value)
+    return _squeezed(entry.name, value.detach())
 
 
 def _as_tensor(value: Any) -> Tensor:
-    return value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
+    if not isinstance(value, Tensor):
+        return torch.tensor(float(value))
+    return value if value.dtype in (torch.float32, torch.float64) else value.float()
 
 
 def _not_a_scalar(name: str, value: Any) -> str:

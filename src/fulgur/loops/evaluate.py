@@ -190,7 +190,7 @@ class EvaluationLoop:
         results: Results = []
         for index in range(len(self.feed.loaders)):
             own = ("", f"{SUFFIX}{index}")
-            results.append({e.epoch_key: number for e, number in final if e.logger and e.suffix in own})
+            results.append({e.epoch_key: number for e, number in final if e.logger and e.loader in own})
         return results
 
     def _call(self, calls: Calls, scope: Scope | None) -> None:

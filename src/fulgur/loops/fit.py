@@ -122,25 +122,28 @@ class FitLoop:
         self.load_epoch(progress.epoch)
         if self.n_batches == 0:
             return
+        progress.cut_at = 0
         if progress.phase == "start":
             self._call(self.hooks.on_train_epoch_start, plan.scopes.epoch_start)
-        if progress.phase != "ended":
-            self._batches()
-        progress.phase = "ended"
+        is_cut = self._batches()
+        progress.phase = "cut" if is_cut else "ended"
         self._end_epoch()
+        progress.cut_at = progress.batch if is_cut else 0
         progress.epoch += 1
         progress.batch = 0
         progress.phase = "start"
 
     # ---------------------------------------------------------------------------------------------- the batches
 
-    def _batches(self) -> None:
+    def _batches(self) -> bool:
+        """Run the batches of an epoch. Returns whether a limit cut it short, so that a resumed run goes on with it."""
         plan, hooks, metrics, progress, fetch = self.plan, self.hooks, self.metrics, self.progress, self.fetch
         scopes, schedulers, limits = plan.scopes, plan.schedulers, self.limits
         accumulate, max_steps, log_every = limits.accumulate, limits.max_steps, limits.log_every_n_steps
         step = self._automatic_step if self.is_automatic else self._manual_step
         if self._resumes_at_last_batch():
-            return
+            return False
+        is_cut = False
 
         # ------------------------------------------------------------------------------------------------ one batch
         for batch in self._iterator_steps(fetch) if plan.takes_iterator else fetch:
@@ -176,12 +179,15 @@ class FitLoop:
                 self._validate()
             if schedulers.plateau_by_step and self._updated:
                 schedulers.step(schedulers.plateau_by_step, batch_idx + 1)
+                progress.phase = "settled"
             if progress.global_step >= max_steps or (self.should_stop and self._may_stop(progress.epoch)):
+                is_cut = not is_last
                 break
         else:
             self._finish_early_loader()
         # ---------------------------------------------------------------------------------------------------------
         metrics.scope = metrics.batch = None
+        return is_cut
 
     def _automatic_step(self, batch: Any, batch_idx: int, updates: bool) -> Any:
         """Forward, backward and, on the last batch of a window, the optimizer step; for each optimizer.
@@ -424,7 +430,9 @@ class FitLoop:
             plan.epoch_outputs = []
         self._call(hooks.on_train_epoch_end, scope)
         metrics.reduce_epoch("train")
-        if schedulers.plateau_by_epoch:  # order matters: a checkpoint of the epoch's end holds the rate of the next
+        if (
+            schedulers.plateau_by_epoch and progress.phase == "ended"
+        ):  # order matters: a checkpoint of the epoch's end holds the rate of the next
             schedulers.step(schedulers.plateau_by_epoch, progress.epoch + 1)
         self._call(hooks.on_train_epoch_end_monitors, scope)
         metrics.reduce_epoch("train")
@@ -453,14 +461,19 @@ class FitLoop:
         self.last_validation = time.monotonic()
 
     def _resumes_at_last_batch(self) -> bool:
-        """After a resume: run the validation that was still due, and tell whether no batch is left."""
-        progress = self.progress
-        if progress.phase not in ("batch", "validated") or progress.batch == 0:
+        """After a resume: do what was still due after the last batch, and tell whether none is left."""
+        progress, schedulers = self.progress, self.plan.schedulers
+        if progress.phase == "start" or progress.batch == 0:
             return False
-        is_last = progress.batch >= self.n_batches
+        is_last = self.fetch.is_last or progress.batch >= self.n_batches
         is_open = progress.phase == "batch" and self.validate is not None
         if is_open and self._is_validation_due(progress.batch - 1, is_last):
             self._validate()
+        has_updated = progress.global_step > progress.log_step
+        if schedulers.plateau_by_step and has_updated and progress.phase in ("batch", "validated"):
+            schedulers.step(schedulers.plateau_by_step, progress.batch)
+        if is_last:
+            self.fetch.finish_resumed()
         return is_last
 
     def _iterator_steps(self, fetch: Fetch) -> Iterator[StepIterator]:

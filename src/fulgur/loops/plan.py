@@ -53,6 +53,7 @@ class TrainScopes:
     before_backward: Scope
     backward: Scope
     after_backward: Scope
+    optimizer_step: Scope
     before_optimizer_step: Scope
     clipping: Scope
     train_start: Scope
@@ -289,6 +290,7 @@ def _scopes(metrics: MetricLog) -> TrainScopes:
         before_backward=of("on_before_backward"),
         backward=of("backward"),
         after_backward=of("on_after_backward"),
+        optimizer_step=of("optimizer_step"),
         before_optimizer_step=of("on_before_optimizer_step"),
         clipping=of("configure_gradient_clipping"),
         train_start=of("on_train_start"),
