@@ -262,9 +262,9 @@ class LightningModule(HyperparametersMixin, nn.Module):
 
         Returns:
             An optimizer; a list of them; ``([optimizers], [schedulers])``; a dict with ``"optimizer"`` and
-            optionally ``"lr_scheduler"`` and ``"monitor"``; a list of such dicts; or None to train without one. A
-            scheduler may be a dict with ``scheduler``, ``interval`` ("epoch" or "step"), ``frequency``, ``monitor``,
-            ``strict`` and ``name``.
+            optionally ``"lr_scheduler"`` and ``"monitor"``; a list of such dicts; or [] to train without one. None
+            does the same, with a warning, for a forgotten ``return`` looks like it. A scheduler may be a dict with
+            ``scheduler``, ``interval`` ("epoch" or "step"), ``frequency``, ``monitor``, ``strict`` and ``name``.
         """
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:

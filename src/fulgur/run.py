@@ -67,6 +67,7 @@ def fit(trainer: Trainer, call: Call) -> None:
         _check_training(trainer, module)
         _check_sources(trainer, call)
         _start(trainer, call)
+        _warn_of_hparams(trainer)
         checkpoint = load(trainer, call)
         _place(trainer)
         setup = _configure_optimizers(trainer, module)
@@ -175,8 +176,8 @@ def _execute(trainer: Trainer, call: Call, body: Callable[[], Any]) -> Any:
     state.status = TrainerStatus.FINISHED
     for logger in trainer.loggers:
         logger.finalize("success")
-    if trainer.profiler is not None:
-        trainer.profiler.describe()
+    trainer.profiler.describe()
+    trainer.profiler.teardown(str(call.fn))
     state.stage = None
     return result
 
@@ -272,6 +273,9 @@ def _start(trainer: Trainer, call: Call) -> None:
     """Prepare data, open the loggers, set everyone up, build the model."""
     module, datamodule, stage = trainer.lightning_module, trainer.datamodule, call.fn
     trainer.metrics.reset(module, is_enabled=not trainer.barebones)
+    trainer.metrics.__dict__.pop("log", None)
+    if module.compiler is not None:  # what logging changes differs at every step: traced, it would be compiled anew
+        trainer.metrics.__dict__["log"] = torch.compiler.disable(trainer.metrics.log)
     for name in call.sources:
         trainer._feeds.pop(name, None)
     trainer._loaded_at.clear()
@@ -282,7 +286,7 @@ def _start(trainer: Trainer, call: Call) -> None:
     trainer.strategy.barrier("prepare_data")
     for logger in trainer.loggers:
         _ = logger.experiment
-    if trainer.profiler is not None:
+    if is_profiled(trainer):
         trainer.profiler.setup(str(stage), trainer.local_rank, trainer.log_dir)
     trainer._has_set_up = True
     if datamodule is not None:
@@ -354,6 +358,13 @@ def _check_training(trainer: Trainer, module: LightningModule) -> None:
             )
 
 
+def _warn_of_hparams(trainer: Trainer) -> None:
+    """Say which hyperparameters no checkpoint will hold, if there will be one, while that can still be changed."""
+    if trainer.checkpoint_callbacks and not trainer.fast_dev_run:
+        for owner in (trainer.lightning_module, trainer.datamodule):
+            checkpoint_state.warn_of_refused_hparams(owner)
+
+
 def _check_has_step(module: LightningModule, step: str) -> None:
     if not overrides(module, step, LightningModule):
         raise MisconfigurationException(
@@ -418,6 +429,8 @@ def _connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> No
         reads_outputs=bool(loop.hooks.on_train_batch_end),
         listens_to_zero_grad=listens,
     )
+    if is_profiled(trainer):
+        _profile_training(trainer)
     for update in loop.plan.updates:
         update.wrapped.bind(_runner(loop, update), optimizers=setup.optimizers)
     loop.write_metrics = partial(_write_metrics, trainer, epoch=lambda: trainer.current_epoch)
@@ -430,16 +443,51 @@ def _runner(loop: Any, update: Any) -> Callable[..., Any]:
     return lambda optimizer, closure, kwargs: loop.run_step(update, closure, kwargs)
 
 
+def is_profiled(trainer: Trainer) -> bool:
+    """Whether somebody measures the run."""
+    return not isinstance(trainer.profiler, PassThroughProfiler)
+
+
+def _profile_training(trainer: Trainer) -> None:
+    """Measure hooks, steps, backward passes and optimizer steps; the latter hold the former two, as users know it."""
+    module, plan, profiler = trainer.lightning_module, trainer.fit_loop.plan, trainer.profiler
+    prefix = f"[LightningModule]{type(module).__name__}"
+    time_hooks(trainer.fit_loop.hooks, profiler)
+    plan.training_step = timed(profiler, f"{prefix}.training_step", plan.training_step)
+    plan.backward = timed(profiler, f"{prefix}.backward", module.backward)
+    for update in plan.updates:
+        update.training_step = timed(profiler, f"{prefix}.training_step", update.training_step)
+    if module.automatic_optimization:
+        plan.optimizer_step = timed(profiler, f"{prefix}.optimizer_step", module.optimizer_step)
+
+
 def _recollect(trainer: Trainer, known: list[Any]) -> None:
     """Callbacks that came or went during the run take effect with the next epoch."""
     if trainer.callbacks != known:
         known[:] = trainer.callbacks
-        loop = trainer.fit_loop
-        loop.hooks = collect(known, trainer.lightning_module, trainer, LightningModule)
+        module, loop = trainer.lightning_module, trainer.fit_loop
+        _lend_log(trainer)
+        loop.hooks = collect(known, module, trainer, LightningModule)
         loop.plan.has_outputs |= bool(loop.hooks.on_train_batch_end)
+        loop.plan.is_zero_grad_first &= not loop.hooks.on_before_zero_grad
+        if is_profiled(trainer):
+            time_hooks(loop.hooks, trainer.profiler)
         if "val" in trainer._feeds:
-            plan = trainer._val_loop.plan
-            plan.hooks = collect_stage("validation", known, trainer.lightning_module, trainer, LightningModule)
+            trainer._val_loop.plan.hooks = _stage_hooks(trainer, "validation")
+
+
+def _lend_log(trainer: Trainer) -> None:
+    """Callbacks log through the module."""
+    module = trainer.lightning_module
+    for callback in trainer.callbacks:
+        callback.log, callback.log_dict = module.log, module.log_dict  # type: ignore[attr-defined]
+
+
+def _stage_hooks(trainer: Trainer, prefix: str) -> EvalHooks:
+    hooks = collect_stage(prefix, trainer.callbacks, trainer.lightning_module, trainer, LightningModule)
+    if is_profiled(trainer):
+        time_hooks(hooks, trainer.profiler)
+    return hooks
 
 
 def _check_resumed_epoch(trainer: Trainer) -> None:

@@ -81,7 +81,11 @@ def test_frozen_layer_stays_as_it_was() -> None:
 
 
 def test_layer_in_eval_mode_stays_in_eval_mode() -> None:
-    expected, module, trainer = build_net(), Regression(build_net()), quiet_trainer()
+    class Validated(Regression):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            loss_of(self.net, batch)
+
+    expected, module, trainer = build_net(), Validated(build_net()), quiet_trainer()
     for net in (expected, module.net):
         net.get_submodule("1").eval()
     optimizer = adam(expected)
@@ -107,7 +111,7 @@ def test_second_fit_goes_on_from_the_first() -> None:
 
 
 def test_without_optimizer_weights_stay_and_every_batch_counts() -> None:
-    module, trainer = Regression(build_net(), lambda net: None), quiet_trainer()
+    module, trainer = Regression(build_net(), lambda net: []), quiet_trainer()
 
     trainer.fit(module, build_loader())
 

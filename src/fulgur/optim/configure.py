@@ -110,7 +110,9 @@ def _split(returned: Any) -> tuple[list[Any], list[Any], list[int]]:
     if isinstance(returned, Mapping):
         return _split_dicts([returned])
     if not isinstance(returned, (list, tuple)):
-        raise MisconfigurationException(f"configure_optimizers returned {_described(returned)}. {_FORMS}")
+        raise MisconfigurationException(
+            f"configure_optimizers returned {_described(returned)}.{_hint(returned)} {_FORMS}"
+        )
     if len(returned) == 2 and isinstance(returned[0], list):
         return _optimizers_only(returned[0]), _schedulers_only(returned[1]), []
     if returned and all(isinstance(item, Mapping) for item in returned):
@@ -186,8 +188,9 @@ def _config(entry: Any) -> LRSchedulerConfig:
     _warn_of_unknown_keys(given, _SCHEDULER_KEYS, "An lr_scheduler dict")
     scheduler = given.get("scheduler")
     if scheduler is None:
+        keys = [key for key, value in given.items() if value is not None and key != "opt_idx"]
         raise MisconfigurationException(
-            f"An lr_scheduler dict has the keys {list(given)} and no 'scheduler'. Put the scheduler under 'scheduler'."
+            f"An lr_scheduler dict has the keys {keys} and no 'scheduler'. Put the scheduler under 'scheduler'."
         )
     config = LRSchedulerConfig(scheduler, reduce_on_plateau=isinstance(scheduler, ReduceLROnPlateau))
     for key in _SCHEDULER_KEYS:
