@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-Phase = Literal["start", "batch", "validated", "ended"]
+Phase = Literal["start", "batch", "validated", "settled", "cut", "ended"]
 
 
 @dataclass(slots=True)
@@ -20,7 +20,9 @@ class Progress:
         global_step: Training batches, or accumulation windows, that updated anything.
         log_step: Axis of the loggers: `global_step` before the batch that runs or ran last.
         phase: What of the running epoch is done beyond `batch`: ``"start"`` nothing, ``"batch"`` the last batch,
-            ``"validated"`` also the validation after it, ``"ended"`` also the hooks of the epoch's end.
+            ``"validated"`` also the validation after it, ``"settled"`` all that follows a batch, ``"ended"`` also the
+            hooks of the epoch's end; ``"cut"`` is the end of an epoch that a limit cut short.
+        cut_at: Batches of the epoch before this one, if a limit cut it short; else 0.
     """
 
     epoch: int = 0
@@ -29,6 +31,7 @@ class Progress:
     global_step: int = 0
     log_step: int = 0
     phase: Phase = "start"
+    cut_at: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -7,7 +7,7 @@ The layout is the one that the API's users know; what only fulgur needs stands u
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,7 @@ class Contents:
     Attributes:
         trainer: Handed to the callbacks' hooks, never looked into.
         seen: Batches evaluated in fit, by loader: the axis of values logged per evaluation batch.
+        capture_epoch: Gives the state of the running epoch; None outside of fit.
         is_automatic: Whether the loop runs the optimizers.
     """
 
@@ -45,6 +46,7 @@ class Contents:
     precision: Any = None
     progress: Progress = field(default_factory=Progress)
     seen: list[int] = field(default_factory=list)
+    capture_epoch: Callable[[], dict[str, Any]] | None = None
     n_batches: float = 0
     is_automatic: bool = True
 
@@ -78,7 +80,9 @@ def build_checkpoint(contents: Contents, *, weights_only: bool = False) -> dict[
             checkpoint[type(contents.precision).__qualname__] = precision_state
     checkpoint["fulgur"] = {"format": FORMAT_VERSION, "progress": progress.state_dict(), "seen": list(contents.seen)}
     if not weights_only:
-        checkpoint["fulgur"]["rng"] = capture_rng()
+        checkpoint["fulgur"]["rng"] = capture_rng()  # waits for the device
+        if contents.capture_epoch is not None:
+            checkpoint["fulgur"]["running"] = contents.capture_epoch()
     for owner in (module, contents.datamodule):
         if owner is not None:
             _add_hparams(checkpoint, owner)
@@ -203,6 +207,11 @@ def restore_progress(checkpoint: Mapping[str, Any], contents: Contents) -> None:
         progress.load_state_dict(_progress_of_loops(checkpoint))
     if progress.phase == "ended":  # every hook of the epoch's end has run
         progress.epoch, progress.batch, progress.phase = progress.epoch + 1, 0, "start"
+    elif progress.phase == "cut":
+        progress.phase = "settled"
+    elif progress.phase == "start" and progress.cut_at:
+        progress.epoch, progress.batch, progress.phase = progress.epoch - 1, progress.cut_at, "settled"
+    progress.cut_at = 0
 
 
 # --------------------------------------------------------------------------------------------- the layout of `loops`

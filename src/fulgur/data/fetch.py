@@ -31,7 +31,6 @@ class Fetch:
     Attributes:
         is_last: Whether the batch yielded last is the last one of this pass.
         count: Items taken from the loader in this pass, those that were None too.
-        after_start: Called once the next pass has begun to draw; restores generators on resume.
     """
 
     def __init__(
@@ -49,17 +48,23 @@ class Fetch:
         self.is_exhausted = is_exhausted
         self.is_last = False
         self.count = 0
-        self.after_start: Callable[[], None] | None = None
         self._following: Any = _END
         self._resumed: dict[str, Any] | None = None
 
     def resume(self, state: dict[str, Any]) -> None:
         """Let the next pass be the one that `state` was taken in; the loader itself stands there already."""
         self._resumed = state
+        self.is_last = state["is_last"]
+
+    def finish_resumed(self) -> None:
+        """End a resumed pass whose last batch lies behind it."""
+        items, self._resumed = iter(self.loader), None
+        if self.is_exhausted:
+            next(items, None)
 
     def state_dict(self) -> dict[str, Any]:
         """How far the pass is; with the batch that was read ahead, if one was."""
-        state: dict[str, Any] = {"count": self.count}
+        state: dict[str, Any] = {"count": self.count, "is_last": self.is_last}
         return state if self._following is _END else state | {"following": self._following}
 
     def __iter__(self) -> Iterator[Any]:
@@ -68,9 +73,6 @@ class Fetch:
         self._following = state.get("following", _END)
         self.is_last = False
         items = iter(self.loader)
-        if self.after_start is not None:
-            self.after_start()
-            self.after_start = None
         batches = items if self.unpack is None else map(self.unpack, items)
         return self._sized(batches) if self.is_sized else self._ahead(batches)
 

@@ -11,8 +11,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, cast
 
+from torch import Tensor
 from torch.utils.data import (
     DataLoader,
+    Dataset,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -35,7 +37,7 @@ def check_loaders(source: Any, *, name: str) -> None:
         name: Where it came from, for the message: ``"train_dataloader()"``.
 
     Raises:
-        TypeError: A loader in `source` is not iterable, or is a batch rather than a loader.
+        TypeError: A loader in `source` is not iterable, or is a batch or a dataset rather than a loader.
     """
     for loader in flatten_loaders(source):
         if isinstance(loader, CombinedLoader):
@@ -47,8 +49,13 @@ def check_loaders(source: Any, *, name: str) -> None:
             )
         elif not _is_iterable(loader):
             raise TypeError(
-                f"{name} gave {_described(loader)}, which is not iterable. Give a DataLoader, any other iterable of "
-                "batches, or a list, tuple or dict of them."
+                f"{name} gave {_described(loader)}, which is not iterable.{_hint(loader)} Give a DataLoader, any other "
+                "iterable of batches, or a list, tuple or dict of them."
+            )
+        elif _is_data(loader):
+            raise TypeError(
+                f"{name} gave a {type(loader).__name__}, which holds samples, not batches. Give "
+                "DataLoader(dataset, batch_size=32); where its items are batches already, batch_size=None."
             )
 
 
@@ -229,6 +236,17 @@ def replaced(loader: DataLoader[Any], **attributes: Any) -> DataLoader[Any]:
     return result
 
 
+def _is_data(loader: Any) -> bool:
+    """Whether iterating over `loader` would silently give single samples, rows or characters."""
+    if isinstance(loader, Dataset):
+        return not hasattr(type(loader), "__iter__")  # one with __iter__ may well give batches
+    return isinstance(loader, (Tensor, str, bytes)) or hasattr(loader, "__array__")
+
+
+def _hint(loader: Any) -> str:
+    return " Is a `return` missing?" if loader is None else ""
+
+
 def _is_iterable(loader: Any) -> bool:
     return hasattr(type(loader), "__iter__") or hasattr(type(loader), "__getitem__")
 
@@ -236,7 +254,7 @@ def _is_iterable(loader: Any) -> bool:
 def _described(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}, not an instance"
-    return "None" if value is None else f"{value!r} ({type(value).__name__})"
+    return "None" if value is None else f"{' '.join(repr(value).split()):.80} ({type(value).__name__})"
 
 
 def _rounded_up(fraction: float) -> float:

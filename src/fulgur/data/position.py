@@ -124,7 +124,7 @@ class PlacedLoader:
         if self._is_mapped:
             loader = self._placed or _copied_with_batches(self.loader)
             batches = self._key_batches(loader, skip=n_batches)
-            iterator = iter(loader)
+            iterator: Iterator[Any] = iter(loader)
             batches.prime()
             return iterator
         iterator = iter(self.loader)
@@ -175,15 +175,16 @@ class PlacedBatches:
         self.batches, self.is_batched, self.is_tagged = batches, is_batched, is_tagged
         self.key, self.skip = b"", 0
         self._head: tuple[Iterator[Any], Any, int] | None = None
+        self._is_primed = False
 
     def begin(self, key: bytes, skip: int) -> None:
         """Set the key of the pass that is about to begin, and how many batches of it to leave out."""
-        self.key, self.skip, self._head = key, skip, None
+        self.key, self.skip, self._is_primed = key, skip, False
 
     def prime(self) -> None:
         """Run the sampler to the position now, while the generators are as they were when the pass began."""
-        if self._head is None:
-            self._head = self._advanced()
+        if not self._is_primed:
+            self._head, self._is_primed = self._advanced(), True
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -194,8 +195,7 @@ class PlacedBatches:
     def _run(self) -> Iterator[Any]:
         self.prime()
         assert self._head is not None
-        iterator, first, place = self._head
-        self._head = None
+        (iterator, first, place), self._head = self._head, None
         if first is _END:
             return
         while first is not _END:

@@ -1,0 +1,106 @@
+"""What of a running epoch goes into a checkpoint, so that a resumed run has the same bits.
+
+Besides weights, optimizers and counters (`checkpoint/state.py`) these are: where each loader stands, the batch that was
+read ahead, gradients of an open accumulation window, and what has been logged.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from fulgur.checkpoint.plain import from_plain, to_plain
+from fulgur.errors import CheckpointError
+from fulgur.loops.feed import Feed
+from fulgur.loops.fit import FitLoop
+from fulgur.rng import restore_rng
+
+
+def capture_epoch(loop: FitLoop, feed: Feed, module: torch.nn.Module) -> dict[str, Any]:
+    """State of the running epoch as plain data and tensors; the tensors are the live ones."""
+    in_pass = loop.progress.cut_at > 0 or loop.progress.phase in ("batch", "validated", "settled", "cut")
+    state: dict[str, Any] = {"in_pass": in_pass, "loaders": [loader.state_dict() for loader in feed.placed]}
+    state["since_validation_s"] = time.monotonic() - loop.last_validation
+    state["metrics"] = loop.metrics.state_dict(with_sums=in_pass)
+    if not in_pass:
+        return state
+    state["fetch"] = _fetch_state(loop, state["loaders"])
+    state["metric_objects"] = {name: _metric_state(metric) for name, metric in _metric_objects(module).items()}
+    if not loop.is_automatic or any(update.n_backward for update in loop.plan.updates):
+        state["windows"] = [(update.n_backward, update.divisor) for update in loop.plan.updates]
+        state["gradients"] = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+    return state
+
+
+def _fetch_state(loop: FitLoop, loaders: list[dict[str, Any]]) -> dict[str, Any]:
+    state = loop.fetch.state_dict()
+    if "following" in state:
+        try:
+            state["following"] = to_plain(state["following"], where="the batch that was read ahead")
+        except CheckpointError:  # drawn again on resume
+            del state["following"]
+            for loader in loaders:
+                loader["n_drawn"] -= 1
+    return state
+
+
+def resume_epoch(
+    loop: FitLoop, feed: Feed, module: torch.nn.Module, state: Mapping[str, Any], rng: Mapping[str, Any] | None
+) -> None:
+    """Take back what `capture_epoch` gave; generators follow once the loaders have begun.
+
+    Args:
+        loop, feed, module: Of the resumed run, connected.
+        state: From `capture_epoch`.
+        rng: States of the process's generators, as of the save.
+    """
+    restore = partial(restore_rng, dict(rng)) if rng is not None else None
+    for loader, saved in zip(feed.placed, state["loaders"], strict=True):
+        loader.resume(saved, in_pass=state["in_pass"])
+    loop.last_validation = time.monotonic() - state["since_validation_s"]
+    loop.metrics.load_state_dict(state["metrics"])
+    loop.before_epochs = restore  # order matters: the loaders' passes have begun by now, and drawn what they draw
+    if not state["in_pass"]:
+        return
+    fetch = dict(state["fetch"])
+    if "following" in fetch:
+        fetch["following"] = from_plain(fetch["following"])
+    loop.fetch.resume(fetch)
+    _resume_window(loop, module, state)
+    objects = _metric_objects(module)
+    for name, saved in state["metric_objects"].items():
+        if name in objects:
+            _load_metric_state(objects[name], saved)
+
+
+def _resume_window(loop: FitLoop, module: torch.nn.Module, state: Mapping[str, Any]) -> None:
+    for update, (n_backward, divisor) in zip(loop.plan.updates, state.get("windows", ()), strict=False):
+        update.n_backward, update.divisor = n_backward, divisor
+    parameters = dict(module.named_parameters())
+    for name, gradient in state.get("gradients", {}).items():
+        parameter = parameters[name]
+        parameter.grad = gradient.to(device=parameter.device, dtype=parameter.dtype)
+
+
+def _metric_objects(module: torch.nn.Module) -> dict[str, Any]:
+    """torchmetrics metrics of the module, by path."""
+    torchmetrics = sys.modules.get("torchmetrics")
+    if torchmetrics is None:
+        return {}
+    return {name: m for name, m in module.named_modules() if isinstance(m, torchmetrics.Metric)}
+
+
+def _metric_state(metric: Any) -> dict[str, Any]:
+    return {"count": metric._update_count, "states": {name: getattr(metric, name) for name in metric._defaults}}
+
+
+def _load_metric_state(metric: Any, saved: Mapping[str, Any]) -> None:
+    metric._update_count, metric._computed = saved["count"], None
+    for name, value in saved["states"].items():
+        is_list = isinstance(value, list)
+        setattr(metric, name, [v.to(metric.device) for v in value] if is_list else value.to(metric.device))
