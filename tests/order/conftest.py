@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import fulgur
+from fulgur.callbacks import Checkpoint
 from fulgur.loggers import Logger
 
 EVALUATION_HOOKS = [
@@ -292,7 +293,7 @@ class Run:
             callbacks=self.callbacks,
             enable_progress_bar=False,
             enable_model_summary=False,
-            enable_checkpointing=False,
+            enable_checkpointing=any(isinstance(c, Checkpoint) for c in self.callbacks),
             num_sanity_val_steps=0,
             log_every_n_steps=1,
             max_epochs=1,
