@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from numbers import Number
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -277,8 +277,8 @@ class MetricLog:
             entry.step = value
             if entry.on_epoch:
                 entry.add_number(value, weight)
-        elif isinstance(value, Number) and not isinstance(value, complex):  # of numpy
-            self.log(name, float(value), options, batch_size)  # type: ignore[arg-type]
+        elif isinstance(value, Real):  # of numpy
+            self.log(name, float(value), options, batch_size)
         elif entry.metric is None:
             raise ValueError(_not_a_scalar(name, value))
 
@@ -473,11 +473,13 @@ class MetricLog:
 
 def to_host(values: list[Any]) -> list[float]:
     """Values as Python numbers; all tensors of one device in one copy."""
-    result: list[Any] = list(values)
+    result: list[float] = [0.0] * len(values)
     by_device: dict[torch.device, list[int]] = {}
     for index, value in enumerate(values):
         if isinstance(value, Tensor):
             by_device.setdefault(value.device, []).append(index)
+        else:
+            result[index] = float(value)
     for device, indices in by_device.items():
         wide = torch.float32 if device.type == "mps" else torch.float64
         stacked = torch.stack([values[i].detach().reshape(()).to(wide) for i in indices])

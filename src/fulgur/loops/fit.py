@@ -154,6 +154,7 @@ class FitLoop:
             for hook in hooks.on_train_batch_start:
                 hook(batch, batch_idx)
             if hooks.module_batch_start and hooks.module_batch_start[0](batch, batch_idx) == -1:
+                progress.log_step -= self._updated  # this batch does not run
                 self._step_epoch_schedulers()
                 break
 
