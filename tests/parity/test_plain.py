@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from fulgur import Trainer
 from tests.parity.conftest import (
     N_BATCHES,
     Regression,
@@ -94,6 +95,7 @@ def test_layer_in_eval_mode_stays_in_eval_mode() -> None:
     trainer.fit(module, build_loader(), build_loader())
 
     assert_same_training(trainer, module.net, expected, optimizer)
+    assert [child.training for child in module.net] == [True, False, True, True, True]
 
 
 def test_second_fit_goes_on_from_the_first() -> None:
@@ -122,11 +124,8 @@ def test_without_optimizer_weights_stay_and_every_batch_counts() -> None:
 
 @pytest.mark.parametrize("form", [{"detect_anomaly": True}, {"barebones": True}, {"profiler": "simple"}])
 def test_arguments_that_must_not_change_the_numbers(form: dict[str, Any], capsys: Any) -> None:
-    quiet = {"accelerator": "cpu", "max_epochs": 2}
-    from fulgur import Trainer
-
     expected, module = build_net(), Regression(build_net())
-    trainer = Trainer(**quiet, **form) if "barebones" in form else quiet_trainer(**form)
+    trainer = Trainer(accelerator="cpu", max_epochs=2, **form) if "barebones" in form else quiet_trainer(**form)
     optimizer = adam(expected)
     train_by_hand(expected, optimizer, build_loader())
 
