@@ -321,7 +321,7 @@ def test_a_dataset_with_set_epoch_is_left_alone() -> None:
         {"a": loader()},
         [torch.ones(2)],
         iter([1]),
-        Numbers(),
+        Stream(),
         CombinedLoader([loader()]),
     ],
 )
@@ -333,7 +333,10 @@ def test_loaders_of_all_kinds_pass_the_check(source: Any) -> None:
     ("source", "message"),
     [
         (5, r"gave 5 \(int\), which is not iterable. Give a DataLoader"),
-        (None, "gave None, which is not iterable"),
+        (None, "gave None, which is not iterable. Is a `return` missing"),
+        (Numbers(), r"gave a Numbers, which holds samples, not batches. Give DataLoader\(dataset"),
+        (torch.ones(8, 2), "gave a Tensor, which holds samples"),
+        ("train.csv", "gave a str, which holds samples"),
         (DataLoader, "gave the class DataLoader, not an instance"),
         ([loader(), None], "gave None, which is not iterable"),
         ({"x": torch.ones(2)}, r"gave a dict with the keys \['x'\] .* that is a batch"),
