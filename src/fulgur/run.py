@@ -19,7 +19,7 @@ import torch
 from fulgur.checkpoint import state as checkpoint_state
 from fulgur.datamodule import LightningDataModule
 from fulgur.errors import MisconfigurationException, PossibleUserWarning
-from fulgur.hooks import collect, collect_stage, overrides
+from fulgur.hooks import EvalHooks, collect, collect_stage, overrides
 from fulgur.interrupt import InterruptHandler
 from fulgur.loops.evaluate import EvalPlan, EvaluationLoop, grad_free_context
 from fulgur.loops.feed import Feed
@@ -28,6 +28,8 @@ from fulgur.loops.results import print_results
 from fulgur.loops.resume import resume_epoch
 from fulgur.module import LightningModule
 from fulgur.optim.configure import OptimizerSetup, build_optimizers
+from fulgur.profilers.profiler import PassThroughProfiler
+from fulgur.profilers.wrap import TimedBatches, time_hooks, timed
 from fulgur.rank import rank_zero_warn
 from fulgur.resolve import determinism, merge_module_callbacks
 from fulgur.rng import isolate_rng
@@ -257,8 +259,7 @@ def _attach(trainer: Trainer, call: Call) -> None:
     own = model.configure_callbacks()
     if own:
         trainer.callbacks = merge_module_callbacks(trainer.callbacks, own)
-    for callback in trainer.callbacks:
-        callback.log, callback.log_dict = model.log, model.log_dict  # type: ignore[attr-defined]
+    _lend_log(trainer)
 
 
 def _what_came(model: Any) -> str:
@@ -524,6 +525,9 @@ def _load_training(trainer: Trainer, call: Call) -> None:
     loop, limits = trainer.fit_loop, trainer.fit_loop.limits
     feed = train_feed(trainer, call)
     loop.fetch = feed.fetch(0, transfer_of(trainer, 0) if not loop.plan.takes_iterator else None)
+    if is_profiled(trainer):
+        loop.fetch.loader = TimedBatches(loop.fetch.loader, trainer.profiler, "[Trainer]next_training_batch")
+    trainer._loaded_at["train"] = trainer.current_epoch
     loop.n_batches, loop.is_sized = feed.n_batches[0], feed.is_sized[0]
     loop.val_every = _validation_interval(limits, feed)
     if loop.validate is None and can_validate(trainer, call):
@@ -618,10 +622,12 @@ def _eval_plan(trainer: Trainer, module: LightningModule, prefix: str, feed: Fee
         precision=trainer.precision_plugin,
         passes_loader_idx=n_loaders > 1,
     )
+    if is_profiled(trainer):
+        step = timed(trainer.profiler, f"[LightningModule]{type(module).__name__}.{prefix}_step", step)
     return EvalPlan(
         module=module,
         step=step,
-        hooks=collect_stage(prefix, trainer.callbacks, module, trainer, LightningModule),
+        hooks=_stage_hooks(trainer, prefix),
         transfers=[transfer_of(trainer, index) for index in range(n_loaders)],
         passes_loader_idx=n_loaders > 1,
         model_eval=getattr(module, f"on_{prefix}_model_eval"),

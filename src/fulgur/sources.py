@@ -57,7 +57,8 @@ def find_source(trainer: Trainer, call: Call, name: str) -> tuple[str, Callable[
     hook = _HOOKS[name]
     passed = call.sources.get(name)
     if passed is not None:
-        return f"the {hook.removesuffix('_dataloader')} loader passed to trainer.{call.fn}", lambda: passed
+        argument = f"{name}_dataloaders" if call.fn is TrainerFn.FITTING else "dataloaders"
+        return f"trainer.{call.fn}({argument}=...)", lambda: passed
     candidates: list[tuple[Any, type]] = [(trainer.lightning_module, LightningModule)]
     if call.datamodule is not None:
         candidates.insert(0, (call.datamodule, LightningDataModule))
@@ -123,7 +124,6 @@ def train_feed(trainer: Trainer, call: Call) -> Feed:
         global_rank=trainer.global_rank,
         name=name,
     )
-    trainer._loaded_at["train"] = trainer.current_epoch
     return trainer._feeds["train"]
 
 

@@ -23,6 +23,7 @@ from fulgur.loops.limits import Limits
 from fulgur.loops.predict import PredictLoop
 from fulgur.metrics import MetricLog
 from fulgur.module import LightningModule
+from fulgur.profilers.profiler import PassThroughProfiler, Profiler
 from fulgur.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from fulgur.loggers.logger import Logger
     from fulgur.loops.feed import Feed
     from fulgur.precision import Precision
-    from fulgur.profilers.profiler import Profiler
 
 
 class Trainer:
@@ -169,7 +169,7 @@ class Trainer:
             flush_every_n_steps=self._legacy.flush_logs_every_n_steps,
         )
         self.callbacks: list[Callback] = resolve.resolve_callbacks(settings, self._legacy)
-        self.profiler = resolve.resolve_profiler(settings.profiler)
+        self.profiler: Profiler = resolve.resolve_profiler(settings.profiler) or PassThroughProfiler()
         if settings.deterministic:  # order matters: cuBLAS reads it once, when it starts
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

@@ -98,7 +98,9 @@ def test_num_sanity_val_steps_batches_are_checked_before_training(n_steps: int |
 
 def test_sanity_check_takes_so_many_batches_of_each_loader() -> None:
     class Counts(Net):
-        n_seen = [0, 0]
+        def __init__(self) -> None:
+            super().__init__()
+            self.n_seen = [0, 0]
 
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
             self.n_seen[dataloader_idx] += 1

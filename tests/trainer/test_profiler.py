@@ -1,0 +1,99 @@
+"""What a profiler of the Trainer measures, and that a run without one pays nothing."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer.conftest import Letters, Net, numbers, quiet
+
+from fulgur.profilers import PassThroughProfiler, Profiler, SimpleProfiler
+
+
+def test_simple_profiler_counts_steps_hooks_and_batches() -> None:
+    profiler = SimpleProfiler()
+    quiet(max_epochs=2, profiler=profiler, callbacks=[Letters()]).fit(Net(), numbers(3), numbers(2))
+    n_calls = {action: len(durations) for action, durations in profiler.recorded_durations.items()}
+    expected = {
+        "[LightningModule]Net.training_step": 6,
+        "[LightningModule]Net.backward": 6,
+        "[LightningModule]Net.optimizer_step": 6,
+        "[LightningModule]Net.validation_step": 4,
+        "[Callback]Letters.on_train_batch_end": 6,
+        "[Callback]Letters.on_train_epoch_end": 2,
+        "[Callback]Letters.on_validation_end": 2,
+        "[Trainer]next_training_batch": 8,  # six batches, and the end of the loader twice
+    }
+    assert {action: n_calls.get(action) for action in expected} == expected
+
+
+def test_profiler_by_name_reports_a_table_when_the_run_ends(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "fulgur"):
+        quiet(max_epochs=1, profiler="simple").fit(Net(), numbers(2))
+    report = next(message for message in caplog.messages if "Profiler Report" in message)
+    assert "FIT Profiler Report" in report
+    assert "[LightningModule]Net.training_step" in report
+    assert "Mean duration (s)" in report
+
+
+def test_profiler_with_a_file_name_writes_a_file_for_each_stage(tmp_path: Path) -> None:
+    trainer = quiet(max_epochs=1, profiler=SimpleProfiler(tmp_path, "perf"))
+    model = Net()
+    trainer.fit(model, numbers(2))
+    trainer.test(model, numbers(2), verbose=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fit-perf.txt", "test-perf.txt"]
+    assert "Net.test_step" in (tmp_path / "test-perf.txt").read_text()
+
+
+def test_profiled_run_computes_the_same() -> None:
+    def weights(**kwargs: Any) -> list[float]:
+        model = Net()
+        model.layer.weight.data.fill_(0.5)
+        quiet(max_epochs=2, accumulate_grad_batches=2, gradient_clip_val=1e-4, **kwargs).fit(model, numbers(3))
+        return model.layer.weight.tolist()
+
+    assert weights(profiler="simple") == weights()
+
+
+def test_own_profiler_is_told_of_beginning_and_end_of_each_run() -> None:
+    class Told(Profiler):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: list[str] = []
+
+        def start(self, action_name: str) -> None: ...
+
+        def stop(self, action_name: str) -> None: ...
+
+        def setup(self, stage: str, local_rank: int | None = None, log_dir: str | None = None) -> None:
+            self.calls.append(f"setup {stage}")
+
+        def teardown(self, stage: str | None = None) -> None:
+            self.calls.append(f"teardown {stage}")
+
+    told = Told()
+    trainer = quiet(max_epochs=1, profiler=told)
+    trainer.fit(Net(), numbers(1))
+    trainer.predict(Net(), numbers(1))
+    assert told.calls == ["setup fit", "teardown fit", "setup predict", "teardown predict"]
+
+
+def test_user_code_may_measure_without_a_profiler_too() -> None:
+    class Measures(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            with self.trainer.profiler.profile("mine"):
+                return super().training_step(batch, batch_idx)
+
+    trainer = quiet(max_epochs=1)
+    trainer.fit(Measures(), numbers(1))
+    assert isinstance(trainer.profiler, PassThroughProfiler)
+
+
+def test_without_a_profiler_nothing_is_wrapped() -> None:
+    trainer, model = quiet(max_epochs=1, callbacks=[Letters()]), Net()
+    trainer.fit(model, numbers(1))
+    assert trainer.fit_loop.plan.training_step == model.training_step
+    assert trainer.fit_loop.plan.backward is None
+    assert trainer.fit_loop.plan.optimizer_step is None
