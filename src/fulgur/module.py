@@ -362,6 +362,8 @@ class LightningModule(HyperparametersMixin, nn.Module):
             MisconfigurationException: The arguments contradict the Trainer's.
         """
         trainer = self._trainer
+        if trainer is not None and trainer.scaler is not None:
+            trainer.fit_loop.plan.scaler.unscale(getattr(optimizer, "optimizer", optimizer))
         value = _agreed("gradient_clip_val", gradient_clip_val, trainer.gradient_clip_val if trainer else None)
         algorithm = _agreed(
             "gradient_clip_algorithm", gradient_clip_algorithm, trainer.gradient_clip_algorithm if trainer else None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -28,22 +27,13 @@ from tests.parity.conftest import (
 )
 
 
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    yield
-    torch.set_default_dtype(before)
-
-
-@pytest.mark.parametrize("configure", [sgd, adam])
 @pytest.mark.parametrize(
-    ("precision", "dtype"),
+    ("precision", "dtype", "configure"),
     [
-        ("32-true", torch.float32),
-        ("64-true", torch.float64),
-        ("bf16-true", torch.bfloat16),
-        ("16-true", torch.float16),
+        ("32-true", torch.float32, adam),
+        ("64-true", torch.float64, adam),
+        ("bf16-true", torch.bfloat16, adam),
+        ("16-true", torch.float16, sgd),  # Adam's epsilon is 0 in float16
     ],
 )
 def test_true_precisions(precision: Any, dtype: torch.dtype, configure: Any) -> None:
@@ -51,8 +41,7 @@ def test_true_precisions(precision: Any, dtype: torch.dtype, configure: Any) -> 
     trainer = quiet_trainer(precision=precision)
     optimizer = configure(expected)
     batches = [[tensor.to(dtype) for tensor in batch] for batch in build_loader()]
-    with default_dtype(dtype):
-        losses = train_by_hand(expected, optimizer, batches)
+    losses = train_by_hand(expected, optimizer, batches)
 
     trainer.fit(module, build_loader())
 
@@ -201,6 +190,64 @@ def test_scaled_loss_in_manual_optimization() -> None:
     assert precision.state_dict() == scaler.state_dict()
 
 
+def test_clipping_by_hand_sees_gradients_without_the_scale() -> None:
+    class Clipping(Regression):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__(net)
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(loss_of(self.net, batch))
+            self.clip_gradients(optimizer, gradient_clip_val=0.05)
+            optimizer.step()
+
+    expected, module, precision = build_net(), Clipping(build_net()), ScaledPrecision("cpu")
+    trainer = quiet_trainer(plugins=[precision])
+    optimizer, scaler = adam(expected), build_scaler("cpu", 2.0**10)
+    scale_by_hand(expected, optimizer, scaler, "cpu", clip=0.05)
+
+    trainer.fit(module, build_loader())
+
+    assert_same_training(trainer, module.net, expected, optimizer)
+    assert precision.state_dict() == scaler.state_dict()
+
+
+def test_optimizer_that_steps_twice_in_a_batch_under_one_scale() -> None:
+    class Twice(Regression):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__(net)
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+            for _ in range(2):
+                optimizer.zero_grad()
+                self.manual_backward(loss_of(self.net, batch))
+                optimizer.step()
+
+    expected, module, precision = build_net(), Twice(build_net()), ScaledPrecision("cpu")
+    trainer = quiet_trainer(plugins=[precision])
+    optimizer, scaler = adam(expected), build_scaler("cpu", 2.0**10)
+    for _ in range(2):
+        for batch in build_loader():
+            for turn in range(2):
+                optimizer.zero_grad()
+                with torch.autocast("cpu", dtype=torch.float16):
+                    loss = loss_of(expected, batch)
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                if turn == 0:
+                    scaler.update(scaler.get_scale())
+            scaler.update()
+
+    trainer.fit(module, build_loader())
+
+    assert_same_training(trainer, module.net, expected, optimizer)
+    assert precision.state_dict() == scaler.state_dict()
+
+
 class TwoHeads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -264,7 +311,7 @@ def test_scaled_losses_of_two_automatic_optimizers() -> None:
                     loss = loss_of(head, batch)
                 scaler.scale(loss).backward()
                 scaler.step(optimizer)
-            scaler.update()
+                scaler.update()
 
     trainer.fit(module, build_loader())
 

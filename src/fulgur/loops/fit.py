@@ -276,7 +276,7 @@ class FitLoop:
         """Make gradients what the optimizer should see: unscaled, averaged over the window's true length, clipped."""
         plan, hooks, optimizer = self.plan, self.hooks, update.optimizer
         if plan.scaler is not None:
-            plan.scaler.unscale_(optimizer)
+            plan.scaler.unscale(optimizer)
         if update.n_backward != update.divisor:  # the loader ended early, or batches were skipped
             _scale_gradients(optimizer, update.divisor / update.n_backward)
         if hooks.on_before_optimizer_step:
@@ -334,7 +334,8 @@ class FitLoop:
             if plan.scaler is not None:
                 evaluate()
                 result = plan.scaler.step(optimizer, **kwargs)
-                plan.scaler.update()
+                if self.is_automatic:
+                    plan.scaler.update()
             elif closure is None:
                 evaluate()
                 result = optimizer.step(**kwargs)
@@ -362,6 +363,8 @@ class FitLoop:
         if not plan.optimizers:
             self.progress.global_step += 1
             self._updated = True
+        if plan.scaler is not None:
+            plan.scaler.update()
         if plan.epoch_outputs is not None:
             plan.epoch_outputs.append(_detached(outputs))
         return outputs

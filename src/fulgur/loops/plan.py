@@ -12,6 +12,7 @@ import torch
 
 from fulgur.errors import MisconfigurationException
 from fulgur.hooks import overrides
+from fulgur.loops.scaling import LossScaling
 from fulgur.loops.schedule import Schedulers
 from fulgur.metrics import MetricLog, Scope
 from fulgur.module import LightningModule
@@ -93,7 +94,7 @@ class StepPlan:
     is_zero_grad_first: bool = True
     backward: Callable[..., Any] | None = None
     clip: Callable[[Any], Any] | None = None
-    scaler: torch.amp.GradScaler | None = None
+    scaler: LossScaling | None = None
     set_grad_sync: Callable[[bool], None] | None = None
     has_outputs: bool = False
     epoch_outputs: list[Any] | None = None
@@ -141,7 +142,7 @@ def build_plan(
             step=module.lr_scheduler_step if own("lr_scheduler_step") else None,
             metrics=metrics,
         ),
-        scaler=precision.scaler,
+        scaler=LossScaling(precision.scaler) if precision.scaler is not None else None,
         set_grad_sync=strategy.set_grad_sync(),
         has_outputs=reads_outputs or epoch_end is not None,
         epoch_outputs=[] if epoch_end is not None else None,
@@ -237,16 +238,36 @@ def _with_arguments(step: Callable[..., Any], name: str, passes_loader_idx: bool
                 f"{name} gets batches of several loaders and has no argument dataloader_idx to tell them apart. "
                 f"Write {name}(self, batch, batch_idx, dataloader_idx=0)."
             )
-        return step
+        return _by_name(step) if _has_unusual_places(step) else step
     if "dataloader_iter" in names:
         return lambda iterator, batch_idx: step(iterator)
-    if "dataloader_idx" in names and name != "training_step":
-        return _with_loader_zero(step)
+    if name != "training_step" or "dataloader_idx" not in names:
+        if _has_unusual_places(step):
+            return _by_name(step)
+        if "dataloader_idx" in names:
+            return _with_loader_zero(step)
     if takes_all or len([n for n in names if n != "optimizer_idx"]) > 1:
         return step
     if "batch_idx" in names and len(names) == 1:
         raise MisconfigurationException(f"{name} takes batch_idx and no batch. Write {name}(self, batch, batch_idx).")
     return lambda batch, batch_idx, **more: step(batch, **more)
+
+
+def _has_unusual_places(step: Callable[..., Any]) -> bool:
+    """Whether an index cannot be given by position after the batch: keyword-only, or without ``batch_idx`` before it."""
+    parameters = inspect.signature(step).parameters
+    indices = [parameters[name] for name in ("batch_idx", "dataloader_idx") if name in parameters]
+    return any(p.kind is p.KEYWORD_ONLY for p in indices) or list(parameters)[1:2] == ["dataloader_idx"]
+
+
+def _by_name(step: Callable[..., Any]) -> Callable[..., Any]:
+    wanted = [name for name in ("batch_idx", "dataloader_idx") if name in inspect.signature(step).parameters]
+
+    def run(batch: Any, batch_idx: int, dataloader_idx: int = 0, **more: Any) -> Any:
+        given = {"batch_idx": batch_idx, "dataloader_idx": dataloader_idx}
+        return step(batch, **{name: given[name] for name in wanted}, **more)
+
+    return run
 
 
 def _with_loader_zero(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -261,7 +282,7 @@ def _positional(function: Callable[..., Any]) -> list[str]:
         if parameter.kind is parameter.VAR_POSITIONAL:
             names.append("*")
         elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) or (
-            parameter.kind is parameter.KEYWORD_ONLY and parameter.name in ("batch_idx", "optimizer_idx")
+            parameter.kind is parameter.KEYWORD_ONLY and parameter.name in ("batch_idx", "dataloader_idx", "optimizer_idx")
         ):
             names.append(parameter.name)
     return names
