@@ -108,7 +108,7 @@ class Everything(LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> None: ...
 
     def train_dataloader(self) -> Any:
-        return torch.ones(2, 1, 1)
+        return [torch.ones(1, 1), torch.ones(1, 1)]
 
     val_dataloader = test_dataloader = predict_dataloader = train_dataloader
 

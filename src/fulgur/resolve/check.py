@@ -307,3 +307,4 @@ def _apply_fast_dev_run(settings: Settings) -> None:
     settings.val_check_interval = 1.0
     settings.check_val_every_n_epoch = 1
     settings.enable_checkpointing = False
+    settings.log_every_n_steps = min(settings.log_every_n_steps, 1)
