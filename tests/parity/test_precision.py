@@ -319,6 +319,43 @@ def test_scaled_losses_of_two_automatic_optimizers() -> None:
     assert precision.state_dict() == scaler.state_dict()
 
 
+def test_manual_forward_after_a_step_uses_the_new_weights_under_autocast() -> None:
+    """Autocast keeps the weights it has cast, and a manual training_step is all within it."""
+
+    class Twice(Regression):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__(net)
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+
+            def closure() -> Any:
+                optimizer.zero_grad()
+                loss = loss_of(self.net, batch)
+                self.manual_backward(loss)
+                return loss
+
+            closure()
+            optimizer.step()
+            optimizer.step(closure)
+
+    expected, module, trainer = build_net(), Twice(build_net()), quiet_trainer(precision="bf16-mixed")
+    optimizer = adam(expected)
+    for _ in range(2):
+        for batch in build_loader():
+            for _ in range(2):
+                optimizer.zero_grad()
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    loss = loss_of(expected, batch)
+                loss.backward()
+                optimizer.step()
+
+    trainer.fit(module, build_loader())
+
+    assert_same_training(trainer, module.net, expected, optimizer)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("accumulate", "clip"), [(1, 0.0), (1, 0.05), (4, 0.05)])
 def test_16_mixed_on_cuda(accumulate: int, clip: float) -> None:

@@ -171,9 +171,11 @@ class FitLoop:
             metrics.scope = scopes.batch_end
             for hook in hooks.on_train_batch_end:
                 hook(outputs, batch, batch_idx)
-            metrics.scope = metrics.batch = batch = outputs = None
             if self._updated and log_every and (progress.global_step % log_every == 0 or self.should_stop):
                 self._write_step()
+            for hook in hooks.on_train_batch_end_monitors:
+                hook(outputs, batch, batch_idx)
+            metrics.scope = metrics.batch = batch = outputs = None
             if self.interrupt is not None and updates:
                 self.interrupt()
             if self.validate is not None and self._is_validation_due(batch_idx, is_last):
@@ -224,14 +226,16 @@ class FitLoop:
             if toggled is not None:
                 untoggle_parameters(toggled)
                 collected.append(outputs)
+        if len(collected) > 1:
+            outputs = collected
         if not plan.updates:  # no optimizer: the module trains nothing, or in its own way
             outputs = self._run_without_optimizer(batch, batch_idx)
             if updates:
                 progress.global_step += 1
                 self._updated = True
         if plan.epoch_outputs is not None:
-            plan.epoch_outputs.append(_detached(collected if several else outputs))
-        return collected if several else outputs
+            plan.epoch_outputs.append(_detached(outputs))
+        return outputs
 
     def _forward_backward(self, update: Update, batch: Any, batch_idx: int, updates: bool) -> Any:
         plan, hooks, metrics, scopes = self.plan, self.hooks, self.metrics, self.plan.scopes
@@ -321,6 +325,7 @@ class FitLoop:
         plan, optimizer, scope = self.plan, update.optimizer, self.metrics.scope
 
         def evaluate() -> Any:
+            torch.clear_autocast_cache()
             loss = closure() if closure is not None else None
             if not self.is_automatic:
                 update.n_backward = update.divisor
@@ -342,6 +347,7 @@ class FitLoop:
             else:
                 result = optimizer.step(evaluate, **kwargs)
             self._count(update)
+            torch.clear_autocast_cache()  # a manual step runs within autocast, whose casts of the weights are stale now
         self.metrics.scope = scope
         return result
 
@@ -428,22 +434,40 @@ class FitLoop:
         metrics.reduce_epoch("train")
         if plan.epoch_outputs and plan.training_epoch_end is not None:
             metrics.scope = scope
-            outputs = plan.epoch_outputs
-            n_optimizers = len(plan.updates) if self.is_automatic else 1
-            plan.training_epoch_end(outputs if n_optimizers < 2 else [list(o) for o in zip(*outputs, strict=False)])
-            plan.epoch_outputs = []
+            by_optimizer = self._outputs_by_optimizer()
+            plan.training_epoch_end(by_optimizer if len(by_optimizer) > 1 else by_optimizer[0])
         self._call(hooks.on_train_epoch_end, scope)
         metrics.reduce_epoch("train")
-        if (
-            schedulers.plateau_by_epoch and progress.phase == "ended"
-        ):  # order matters: a checkpoint of the epoch's end holds the rate of the next
+        # order matters: what saves runs last, and its file holds the next rate and what the loggers have got
+        if schedulers.plateau_by_epoch and progress.phase == "ended":
             schedulers.step(schedulers.plateau_by_epoch, progress.epoch + 1)
+        self._write_epoch()
         self._call(hooks.on_train_epoch_end_monitors, scope)
-        metrics.reduce_epoch("train")
+        if metrics.reduce_epoch("train"):
+            self._write_epoch()
+        metrics.clear("train")
         metrics.scope = None
-        values = {e.epoch_key: number for e, number in metrics.flush_epoch("train") if e.logger}
+        if plan.epoch_outputs:
+            plan.epoch_outputs = []
+
+    def _outputs_by_optimizer(self) -> list[list[Any]]:
+        """For each optimizer what its steps of the epoch returned; one list where the module runs the optimizers."""
+        plan, outputs = self.plan, self.plan.epoch_outputs or []
+        if not self.is_automatic or len(plan.updates) < 2:
+            return [outputs]
+        if not plan.turns:
+            return [[of_batch[index] for of_batch in outputs] for index in range(len(plan.updates))]
+        turns = [plan.turns[batch_idx % len(plan.turns)] for batch_idx in range(len(outputs))]
+        return [[o for o, turn in zip(outputs, turns, strict=True) if turn == i] for i in range(len(plan.updates))]
+
+    def nested_outputs(self) -> list[list[list[Any]]]:
+        """The same as 1.0 nested them: optimizer, batch, and the one part of a batch."""
+        return [[[output] for output in outputs] for outputs in self._outputs_by_optimizer()]
+
+    def _write_epoch(self) -> None:
+        values = {e.epoch_key: number for e, number in self.metrics.flush_epoch("train") if e.logger}
         if values:
-            self.write_metrics(values, progress.log_step)
+            self.write_metrics(values, self.progress.log_step)
 
     def _is_validation_due(self, batch_idx: int, is_last: bool) -> bool:
         limits, progress = self.limits, self.progress
