@@ -102,5 +102,14 @@ def closure_not_run(optimizer_step: Any) -> Exception:
     )
 
 
+def no_evaluation_batch(stage: str, index: int) -> Exception:
+    """For a validation or test loader that ended at once."""
+    return MisconfigurationException(
+        f"The {stage} loader {index} gave no batch. Look at the length of its dataset and at its sampler. If it can be "
+        "iterated over only once, as a generator can, give a DataLoader, a list, or an object whose __iter__ starts "
+        "anew."
+    )
+
+
 def _described(value: Any) -> str:
     return "None" if value is None else f"{value!r:.80} of type {type(value).__name__}"

@@ -100,7 +100,7 @@ def build_train_feed(
     iterated = placed[0] if is_bare else _with_loaders(combined, placed)
     length = sized_length(iterated)
     if length == 0 and limit != 0:
-        raise MisconfigurationException(f"{name} gave an empty loader: {_why_empty(combined)}")
+        raise MisconfigurationException(_empty(name, combined.flattened, "limit_train_batches"))
     n_batches = (
         resolve_limit(length, overfit, name="overfit_batches")
         if overfit
@@ -132,9 +132,14 @@ def build_eval_feed(
     """A feed for validation, test or prediction: several loaders run one after the other.
 
     Args:
-        keeps_all: Whether a last batch that is not full is kept even where the loader would drop it (predict).
+        keeps_all: Whether a last batch that is not full is kept even where the loader would drop it, and whether a
+            loader may be empty (predict).
         source, limit, overfit, global_rank, name: As for `build_train_feed`.
         limit_name: The Trainer argument behind `limit`, for messages.
+
+    Raises:
+        MisconfigurationException: A loader is empty, or the limit leaves nothing of it.
+        TypeError: `source` is no iterable.
     """
     check_loaders(source, name=name)
     if isinstance(source, CombinedLoader) and source.mode != "sequential":
@@ -153,6 +158,8 @@ def build_eval_feed(
         seed_workers(loader, global_rank=global_rank)
     lengths = [sized_length(loader) for loader in loaders]
     wanted, wanted_name = (overfit, "overfit_batches") if overfit else (limit, limit_name)
+    if 0 in lengths and limit != 0 and not keeps_all:
+        raise MisconfigurationException(_empty(name, loaders, limit_name))
     return Feed(
         structure=structure,
         loaders=loaders,
@@ -189,16 +196,15 @@ def _names(structure: Any, n_loaders: int) -> list[str]:
     return [str(index) for index in range(n_loaders)]
 
 
-def _why_empty(combined: CombinedLoader) -> str:
-    loader = combined.flattened[0] if combined.flattened else None
-    dataset = getattr(loader, "dataset", None)
-    try:
-        size = len(dataset)  # type: ignore[arg-type]
-    except TypeError:
-        size = None
-    if size:
+def _empty(name: str, loaders: list[Any], limit_name: str) -> str:
+    """Say which loader is empty and, as far as it can be seen, why."""
+    index = next((i for i, loader in enumerate(loaders) if sized_length(loader) == 0), 0)
+    loader = loaders[index] if loaders else None
+    which = f"{name} gave an empty loader" + (f" (number {index})" if len(loaders) > 1 else "")
+    size = sized_length(getattr(loader, "dataset", None))
+    if size and not math.isinf(size):
         return (
-            f"its dataset has {size} samples, batch_size={getattr(loader, 'batch_size', None)} and drop_last="
+            f"{which}: its dataset has {size} samples, batch_size={getattr(loader, 'batch_size', None)} and drop_last="
             f"{getattr(loader, 'drop_last', None)}. Lower batch_size or set drop_last=False."
         )
-    return "it has length 0. Look at how its dataset is filled; limit_train_batches=0 skips training on purpose."
+    return f"{which}: it has length 0. Look at how its dataset is filled, or skip it on purpose with {limit_name}=0."
