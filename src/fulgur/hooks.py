@@ -32,8 +32,9 @@ class Callback:
     keep state: what `state_dict` returns is stored in checkpoints under `state_key`.
 
     Attributes:
-        is_monitor: True makes `on_train_epoch_end` run after the module's own, so that the callback can read what
-            the module logs there (`EarlyStopping`, `ModelCheckpoint`).
+        is_monitor: True makes `on_train_batch_end`, `on_train_epoch_end` and `on_validation_end` run after the
+            module's own: the callback reads what the module logs there, and a checkpoint it saves holds what the
+            module did there (`EarlyStopping`, `ModelCheckpoint`).
 
     Example:
         >>> class Announce(Callback):
@@ -220,7 +221,8 @@ class Hooks:
     """Bound methods per hook, in call order: callbacks in the order given, then the module.
 
     Attributes:
-        on_train_epoch_end_monitors: The callbacks with `is_monitor`, which run after the module.
+        on_train_batch_end_monitors, on_train_epoch_end_monitors: The callbacks with `is_monitor`, which run after the
+            module and after values have gone to the loggers: a checkpoint they save holds all that was done.
         module_batch_start: The module's own ``on_train_batch_start``, kept apart because it alone may return -1
             to end the epoch. Empty unless overridden.
     """
@@ -237,6 +239,7 @@ class Hooks:
     on_train_batch_start: Calls = ()
     module_batch_start: Calls = ()
     on_train_batch_end: Calls = ()
+    on_train_batch_end_monitors: Calls = ()
     on_before_zero_grad: Calls = ()
     on_before_backward: Calls = ()
     on_after_backward: Calls = ()
@@ -259,19 +262,18 @@ def collect(callbacks: Iterable[Callback], module: Any, trainer: Any, module_bas
     listeners = tuple(callbacks)
     for field in fields(Hooks):
         name = field.name
-        if name in ("on_train_epoch_end_monitors", "module_batch_start"):
+        if name.endswith("_monitors") or name == "module_batch_start":
             continue
         before, after = _EARLIER_NAMES.get(name, ((), ()))
         found = _earlier(before, listeners, module, trainer)
-        if name == "on_train_epoch_end":
+        if name in ("on_train_batch_end", "on_train_epoch_end"):
+            monitors = _of_callbacks(name, [c for c in listeners if c.is_monitor], module, trainer)
+            setattr(hooks, f"{name}_monitors", tuple(monitors))
             found += _of_callbacks(name, [c for c in listeners if not c.is_monitor], module, trainer)
-            hooks.on_train_epoch_end_monitors = tuple(
-                _of_callbacks(name, [c for c in listeners if c.is_monitor], module, trainer)
-            )
         else:
             found += _of_callbacks(name, listeners, module, trainer)
         if overrides(module, name, module_base):
-            own = _adapted(getattr(module, name))
+            own = _adapted(getattr(module, name), name, trainer)
             if name == "on_train_batch_start":
                 hooks.module_batch_start = (own,)
             else:
@@ -281,15 +283,32 @@ def collect(callbacks: Iterable[Callback], module: Any, trainer: Any, module_bas
     return hooks
 
 
-def collect_stage(stage: str, callbacks: Iterable[Callback], module: Any, trainer: Any, module_base: type) -> EvalHooks:
-    """Resolve the hooks of ``"validation"``, ``"test"`` or ``"predict"`` once."""
+def collect_stage(
+    stage: str,
+    callbacks: Iterable[Callback],
+    module: Any,
+    trainer: Any,
+    module_base: type,
+    *,
+    passes_loader_idx: bool = False,
+) -> EvalHooks:
+    """Resolve the hooks of ``"validation"``, ``"test"`` or ``"predict"`` once.
+
+    Raises:
+        RuntimeError: `passes_loader_idx`, and a hook of a batch has no place for a ``dataloader_idx``.
+    """
     hooks = EvalHooks()
     listeners = tuple(callbacks)
     for field in fields(EvalHooks):
         name = f"on_{stage}_{field.name}"
-        found = _of_callbacks(name, listeners, module, trainer)
+        last = [c for c in listeners if c.is_monitor and field.name == "end"]
+        found = _of_callbacks(name, [c for c in listeners if c not in last], module, trainer)
         if overrides(module, name, module_base):
-            found.append(_adapted(getattr(module, name)))
+            found.append(_adapted(getattr(module, name), name, trainer))
+        found += _of_callbacks(name, last, module, trainer)
+        if passes_loader_idx and field.name in ("batch_start", "batch_end"):
+            for hook in found:
+                _check_takes_loader_idx(name, hook)
         setattr(hooks, field.name, tuple(found))
     return hooks
 
@@ -308,7 +327,8 @@ def overrides(listener: object, name: str, base: type) -> bool:
 
 
 def _of_callbacks(name: str, callbacks: Iterable[Callback], module: Any, trainer: Any) -> list[Callable[..., Any]]:
-    return [partial(_adapted(getattr(c, name)), trainer, module) for c in callbacks if overrides(c, name, Callback)]
+    own = [getattr(c, name) for c in callbacks if overrides(c, name, Callback)]
+    return [partial(_adapted(hook, name, trainer), trainer, module) for hook in own]
 
 
 def _earlier(
@@ -327,15 +347,50 @@ def _ignoring_arguments(hook: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *_: hook()
 
 
-def _adapted(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """`hook` with the `dataloader_idx` that 1.x code may require of every batch hook bound to 0."""
+def _check_takes_loader_idx(name: str, hook: Any) -> None:
+    n_arguments = 4 if name.endswith("_end") else 3  # with outputs
     try:
-        parameter = inspect.signature(hook).parameters.get("dataloader_idx")
+        inspect.signature(hook).bind(*range(n_arguments))
+    except TypeError:
+        owner = getattr(getattr(hook, "func", hook), "__qualname__", name).removesuffix(f".{name}")
+        raise RuntimeError(
+            f"{name} of {owner} gets batches of several loaders and has no argument dataloader_idx to tell them apart. "
+            "Add it after the others: dataloader_idx=0."
+        ) from None
+
+
+def _adapted(hook: Callable[..., Any], name: str, trainer: Any) -> Callable[..., Any]:
+    """`hook` with what 1.x code may require: a `dataloader_idx` in every batch hook, outputs at the end of an epoch."""
+    if name == "on_train_epoch_end" and takes_outputs(hook):
+        return _WithOutputs(hook, lambda: trainer.fit_loop.nested_outputs())
+    if name == "on_predict_epoch_end" and takes_outputs(hook):
+        return _WithOutputs(hook, lambda: trainer.predict_loop.predictions_by_loader)
+    return _DefaultIndex(hook) if _requires(hook, "dataloader_idx") else hook
+
+
+def takes_outputs(hook: Callable[..., Any]) -> bool:
+    """Whether a hook of an epoch's end has the 1.x form, with the outputs of all steps as its last argument."""
+    return _requires(hook, "outputs") or _requires(hook, "results")
+
+
+def _requires(hook: Callable[..., Any], name: str) -> bool:
+    try:
+        parameter = inspect.signature(hook).parameters.get(name)
     except (TypeError, ValueError):
-        return hook
-    if parameter is not None and parameter.default is parameter.empty:
-        return _DefaultIndex(hook)
-    return hook
+        return False
+    return parameter is not None and parameter.default is parameter.empty
+
+
+class _WithOutputs:
+    """Calls a hook with what `read` returns as its last argument."""
+
+    __slots__ = ("hook", "read")
+
+    def __init__(self, hook: Callable[..., Any], read: Callable[[], Any]) -> None:
+        self.hook, self.read = hook, read
+
+    def __call__(self, *args: Any) -> Any:
+        return self.hook(*args, self.read())
 
 
 class _DefaultIndex:

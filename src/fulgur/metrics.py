@@ -64,6 +64,7 @@ class Entry:
         is_fresh: `step` was logged since the last flush.
         is_live: Something was logged since the epoch began.
         is_reduced: The epoch's value is final; further calls belong to the next one.
+        is_flushed: The epoch's value has been given to loggers and bar.
         total: Running sum (weighted for a mean), minimum or maximum of device values; None until there is one.
         host_total: The same of values that were plain numbers.
         weight: Sum of the batch sizes behind both totals.
@@ -86,6 +87,7 @@ class Entry:
     is_fresh: bool = False
     is_live: bool = False
     is_reduced: bool = False
+    is_flushed: bool = False
     dtype: torch.dtype = torch.float32
     total: Tensor | None = None
     host_total: float | None = None
@@ -166,7 +168,7 @@ class Entry:
         self.total, self.host_total, self.weight = None, None, 0.0
         if self.metric is not None and self.is_live:
             self.metric.reset()
-        self.is_live = self.is_reduced = False
+        self.is_live = self.is_reduced = self.is_flushed = False
 
 
 @dataclass(slots=True)
@@ -432,19 +434,19 @@ class MetricLog:
         return ready
 
     def flush_epoch(self, stage: str) -> list[tuple[Entry, float]]:
-        """Final values of `stage`, in one copy to the host, for loggers, bar and results; then start anew."""
-        final = [e for e in self.entries(stage) if e.is_reduced]
+        """Final values of `stage` that were not given yet, in one copy to the host, for loggers, bar and results."""
+        final = [e for e in self.entries(stage) if e.is_reduced and not e.is_flushed]
         shown = self._shown_steps(stage)
         values = [e.epoch_value() for e in final]
         numbers = to_host(values + [value for _, value in shown])
         for entry, value, number in zip(final, values, numbers, strict=False):
+            entry.is_flushed = True
             if entry.logger:
                 self.logged_metrics[entry.epoch_key] = _as_tensor(value)
             if entry.prog_bar:
                 self.progress_bar_metrics[entry.epoch_key] = number
         for (key, _), number in zip(shown, numbers[len(final) :], strict=True):
             self.progress_bar_metrics[key] = number
-        self.clear(stage)
         return list(zip(final, numbers, strict=False))
 
     def clear(self, stage: str) -> None:

@@ -320,7 +320,7 @@ def _log_hyperparameters(trainer: Trainer) -> None:
         if owner is None or not getattr(owner, "_log_hyperparams", False):
             continue
         for name, value in dict(owner.hparams_initial).items():
-            if name in merged and merged[name] is not value and merged[name] != value:
+            if name in merged and not _is_same(merged[name], value):
                 raise RuntimeError(
                     f"Module and datamodule both save the hyperparameter {name!r}, with the values {merged[name]!r} "
                     f"and {value!r}. Rename one, or call save_hyperparameters(logger=False) in one of them."
@@ -427,7 +427,7 @@ def _connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> No
         metrics=trainer.metrics,
         clip_val=trainer.gradient_clip_val,
         clip_algorithm=trainer.gradient_clip_algorithm,
-        reads_outputs=bool(loop.hooks.on_train_batch_end),
+        reads_outputs=bool(loop.hooks.on_train_batch_end or loop.hooks.on_train_batch_end_monitors),
         listens_to_zero_grad=listens,
     )
     if is_profiled(trainer):
@@ -469,7 +469,7 @@ def _recollect(trainer: Trainer, known: list[Any]) -> None:
         module, loop = trainer.lightning_module, trainer.fit_loop
         _lend_log(trainer)
         loop.hooks = collect(known, module, trainer, LightningModule)
-        loop.plan.has_outputs |= bool(loop.hooks.on_train_batch_end)
+        loop.plan.has_outputs |= bool(loop.hooks.on_train_batch_end or loop.hooks.on_train_batch_end_monitors)
         loop.plan.is_zero_grad_first &= not loop.hooks.on_before_zero_grad
         if is_profiled(trainer):
             time_hooks(loop.hooks, trainer.profiler)
@@ -673,6 +673,12 @@ def _anomaly(trainer: Trainer) -> Any:
 def _call_all(calls: tuple[Callable[..., Any], ...]) -> None:
     for hook in calls:
         hook()
+
+
+def _is_same(first: Any, second: Any) -> bool:
+    if first is second or type(first) is not type(second):
+        return first is second
+    return torch.equal(first, second) if isinstance(first, torch.Tensor) else bool(first == second)
 
 
 def _name(hook: Any) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fulgur.hooks import Calls, EvalHooks
+from fulgur.loops.faults import no_evaluation_batch
 from fulgur.loops.feed import Feed, Transfer
 from fulgur.metrics import SUFFIX, Entry, MetricLog, Scope, to_host
 
@@ -159,6 +160,8 @@ class EvaluationLoop:
             if self.interrupt is not None:
                 self.interrupt()
         metrics.scope = metrics.batch = None
+        if batch_idx < 0 and self.feed.n_batches[index]:
+            raise no_evaluation_batch(self.prefix, index)
         self._write_steps(pending)
         if writes:
             self.seen[index] += batch_idx + 1
@@ -183,7 +186,9 @@ class EvaluationLoop:
         self._call(plan.hooks.epoch_end, scope)
         metrics.reduce_epoch(self.stage)
         metrics.scope = None
-        return metrics.flush_epoch(self.stage)
+        final = metrics.flush_epoch(self.stage)
+        metrics.clear(self.stage)
+        return final
 
     def _results(self, final: list[tuple[Entry, float]]) -> Results:
         """Values of each loader; what was logged for all of them stands in each."""

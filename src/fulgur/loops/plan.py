@@ -80,7 +80,7 @@ class StepPlan:
         set_grad_sync: Turns gradient reduction on or off.
         schedulers: Learning-rate schedulers.
         has_outputs: Someone reads what `training_step` returned.
-        epoch_outputs: Collects outputs for ``training_epoch_end``; None where it is not there.
+        epoch_outputs: Collects outputs for the hooks of the epoch's end that take them; None where none does.
         checks_finite: Stop at a loss that is not finite (1.x ``terminate_on_nan``); waits for the device.
     """
 
@@ -113,6 +113,7 @@ def build_plan(
     clip_val: float | None,
     clip_algorithm: str | None,
     reads_outputs: bool,
+    reads_epoch_outputs: bool = False,
     listens_to_zero_grad: bool,
 ) -> StepPlan:
     """Resolve a `StepPlan`.
@@ -125,6 +126,7 @@ def build_plan(
         metrics: Gives the scopes.
         clip_val, clip_algorithm: The Trainer's clipping; None or <= 0 for none.
         reads_outputs: Whether a hook reads the outputs of steps.
+        reads_epoch_outputs: Whether a hook of the epoch's end reads them all.
         listens_to_zero_grad: Whether a hook listens to gradients being cleared.
 
     Raises:
@@ -134,6 +136,7 @@ def build_plan(
     step = step_of(module, "training_step", strategy=strategy, precision=precision)
     parameters = _positional(module.training_step)
     epoch_end = getattr(module, "training_epoch_end", None)
+    keeps_outputs = reads_epoch_outputs or epoch_end is not None
     plan = StepPlan(
         training_step=step,
         scopes=_scopes(metrics),
@@ -144,8 +147,8 @@ def build_plan(
         ),
         scaler=LossScaling(precision.scaler) if precision.scaler is not None else None,
         set_grad_sync=strategy.set_grad_sync(),
-        has_outputs=reads_outputs or epoch_end is not None,
-        epoch_outputs=[] if epoch_end is not None else None,
+        has_outputs=reads_outputs or keeps_outputs,
+        epoch_outputs=[] if keeps_outputs else None,
         training_epoch_end=epoch_end,
         takes_iterator="dataloader_iter" in parameters,
         optimizers=setup.optimizers,
@@ -282,7 +285,8 @@ def _positional(function: Callable[..., Any]) -> list[str]:
         if parameter.kind is parameter.VAR_POSITIONAL:
             names.append("*")
         elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) or (
-            parameter.kind is parameter.KEYWORD_ONLY and parameter.name in ("batch_idx", "dataloader_idx", "optimizer_idx")
+            parameter.kind is parameter.KEYWORD_ONLY
+            and parameter.name in ("batch_idx", "dataloader_idx", "optimizer_idx")
         ):
             names.append(parameter.name)
     return names
