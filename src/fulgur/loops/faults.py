@@ -61,8 +61,8 @@ def explain_backward(error: Exception, loss: Any, source: str = "that training_s
 def unusable_in_manual(outputs: Any) -> Exception:
     """For what a `training_step` of manual optimization cannot return."""
     return MisconfigurationException(
-        f"training_step returned {type(outputs).__name__} {outputs!r:.80}. In manual optimization return a tensor, a dict "
-        "or None."
+        f"training_step returned {type(outputs).__name__} {outputs!r:.80}. In manual optimization return a tensor, a "
+        "dict or None."
     )
 
 
