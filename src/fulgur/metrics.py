@@ -320,6 +320,8 @@ class MetricLog:
         return entry
 
     def _check_suffix(self, name: str, given: LogOptions, scope: Scope) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"self.log({name!r:.80}, ...): the name comes first and is a str: self.log('loss', value).")
         if given.add_dataloader_idx:
             if SUFFIX in name:
                 raise MisconfigurationException(
@@ -622,11 +624,12 @@ def _not_a_scalar(name: str, value: Any) -> str:
             f"self.log({name!r}, value): value has shape {tuple(value.shape)}, and only one element can be logged. "
             "Reduce it first, for example with value.mean()."
         )
-    if isinstance(value, dict):
-        return f"self.log({name!r}, value): value is a dict. Log its items one by one, or use self.log_dict."
+    if hasattr(value, "items"):  # a MetricCollection too
+        kind = type(value).__name__
+        return f"self.log({name!r}, value): value is a {kind}. Log its items one by one, or use self.log_dict."
     return (
-        f"self.log({name!r}, value): value is {value!r} of type {type(value).__name__}; a tensor with one element, a "
-        "number or a torchmetrics metric is needed."
+        f"self.log({name!r}, value): value is {value!r:.80} of type {type(value).__name__}; a tensor with one element, "
+        "a number or a torchmetrics metric is needed."
     )
 
 

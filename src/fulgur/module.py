@@ -221,7 +221,15 @@ class LightningModule(HyperparametersMixin, nn.Module):
         Args:
             dictionary: Names and values, or a torchmetrics MetricCollection.
             **options: As for `log`.
+
+        Raises:
+            TypeError: `dictionary` has no items.
         """
+        if not hasattr(dictionary, "items"):
+            raise TypeError(
+                f"self.log_dict got a {type(dictionary).__name__}; a dict of names and values is needed. For one value "
+                "use self.log('name', value)."
+            )
         keep_base = {"keep_base": False} if hasattr(dictionary, "compute_groups") else {}
         for name, value in dictionary.items(**keep_base):
             self.log(name, value, **options)
