@@ -83,6 +83,7 @@ def missing_loader(trainer: Trainer, name: str) -> str:
 def transfer_of(trainer: Trainer, dataloader_idx: int) -> Callable[[Any], Any]:
     """What brings a batch to the device: the hooks of the datamodule where it has them, else of the module."""
     module, datamodule, dtype = trainer.lightning_module, trainer.datamodule, trainer.precision_plugin.input_dtype
+    device = trainer.strategy.root_device
 
     def find(hook: str) -> Callable[..., Any] | None:
         if datamodule is not None and overrides(datamodule, hook, LightningDataModule):
@@ -97,12 +98,12 @@ def transfer_of(trainer: Trainer, dataloader_idx: int) -> Callable[[Any], Any]:
 
     return build_transfer(
         trainer.metrics,
-        device=trainer.strategy.root_device,
+        device=device,
         cast=partial(cast_floating, dtype=dtype) if dtype is not None else None,
         before=find("on_before_batch_transfer"),
         move=find("transfer_batch_to_device"),
         after=find("on_after_batch_transfer"),
-        default_move=partial(move_to_device, non_blocking=True),
+        default_move=partial(move_to_device, device=device, non_blocking=True),
         dataloader_idx=dataloader_idx,
     )
 
