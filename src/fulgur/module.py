@@ -598,6 +598,8 @@ class LightningModule(HyperparametersMixin, nn.Module):
         """
         from fulgur.checkpoint.instantiate import load_module
 
+        if cls is LightningModule:
+            raise TypeError("load_from_checkpoint builds the class it is called on: call it on your LightningModule.")
         module: Self = load_module(
             cls,
             checkpoint_path,

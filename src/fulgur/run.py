@@ -19,7 +19,7 @@ import torch
 from fulgur.checkpoint import state as checkpoint_state
 from fulgur.datamodule import LightningDataModule
 from fulgur.errors import MisconfigurationException, PossibleUserWarning
-from fulgur.hooks import EvalHooks, collect, collect_stage, overrides
+from fulgur.hooks import EvalHooks, collect, collect_stage, overrides, takes_outputs
 from fulgur.interrupt import InterruptHandler
 from fulgur.loops.evaluate import EvalPlan, EvaluationLoop, grad_free_context
 from fulgur.loops.feed import Feed
@@ -254,8 +254,9 @@ def _attach(trainer: Trainer, call: Call) -> None:
     if trainer.datamodule is not None:
         trainer.datamodule.trainer = trainer
     if legacy.prepare_data_per_node is not None:
-        for owner in filter(None, (model, trainer.datamodule)):
-            owner.prepare_data_per_node = legacy.prepare_data_per_node
+        model.prepare_data_per_node = legacy.prepare_data_per_node
+        if trainer.datamodule is not None:
+            trainer.datamodule.prepare_data_per_node = legacy.prepare_data_per_node
     own = model.configure_callbacks()
     if own:
         trainer.callbacks = merge_module_callbacks(trainer.callbacks, own)
@@ -428,6 +429,7 @@ def _connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> No
         clip_val=trainer.gradient_clip_val,
         clip_algorithm=trainer.gradient_clip_algorithm,
         reads_outputs=bool(loop.hooks.on_train_batch_end or loop.hooks.on_train_batch_end_monitors),
+        reads_epoch_outputs=any(takes_outputs(owner, "on_train_epoch_end") for owner in (*trainer.callbacks, module)),
         listens_to_zero_grad=listens,
     )
     if is_profiled(trainer):
@@ -474,7 +476,8 @@ def _recollect(trainer: Trainer, known: list[Any]) -> None:
         if is_profiled(trainer):
             time_hooks(loop.hooks, trainer.profiler)
         if "val" in trainer._feeds:
-            trainer._val_loop.plan.hooks = _stage_hooks(trainer, "validation")
+            plan = trainer._val_loop.plan
+            plan.hooks = _stage_hooks(trainer, "validation", passes_loader_idx=plan.passes_loader_idx)
 
 
 def _lend_log(trainer: Trainer) -> None:
@@ -484,8 +487,9 @@ def _lend_log(trainer: Trainer) -> None:
         callback.log, callback.log_dict = module.log, module.log_dict  # type: ignore[attr-defined]
 
 
-def _stage_hooks(trainer: Trainer, prefix: str) -> EvalHooks:
-    hooks = collect_stage(prefix, trainer.callbacks, trainer.lightning_module, trainer, LightningModule)
+def _stage_hooks(trainer: Trainer, prefix: str, *, passes_loader_idx: bool) -> EvalHooks:
+    module, callbacks = trainer.lightning_module, trainer.callbacks
+    hooks = collect_stage(prefix, callbacks, module, trainer, LightningModule, passes_loader_idx=passes_loader_idx)
     if is_profiled(trainer):
         time_hooks(hooks, trainer.profiler)
     return hooks
@@ -627,7 +631,7 @@ def _eval_plan(trainer: Trainer, module: LightningModule, prefix: str, feed: Fee
     return EvalPlan(
         module=module,
         step=step,
-        hooks=_stage_hooks(trainer, prefix),
+        hooks=_stage_hooks(trainer, prefix, passes_loader_idx=n_loaders > 1),
         transfers=[transfer_of(trainer, index) for index in range(n_loaders)],
         passes_loader_idx=n_loaders > 1,
         model_eval=getattr(module, f"on_{prefix}_model_eval"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fulgur.checkpoint import state as checkpoint_state
+from fulgur.checkpoint.load import require_weights
 from fulgur.checkpoint.location import modified_at
 from fulgur.checkpoint.state import Contents
 from fulgur.checkpoint.write import checkpoint_exists
@@ -48,7 +50,10 @@ def load(trainer: Trainer, call: Call) -> dict[str, Any] | None:
     trainer._loaded_ckpt_path = path
     if path is None:
         return None
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"ckpt_path={path!r:.80} is no path. Pass a str or a Path, 'best' or 'last'.")
     checkpoint = trainer.strategy.load_checkpoint(path, weights_only=call.weights_only)
+    require_weights(checkpoint, path)
     module = trainer.lightning_module
     contents = contents_of(trainer)
     checkpoint_state.restore_model(checkpoint, contents, strict=module.strict_loading)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fulgur.checkpoint.load import load_checkpoint
+from fulgur.checkpoint.load import load_checkpoint, require_weights
 from fulgur.checkpoint.plain import from_plain
 from fulgur.checkpoint.state import devices_present
 from fulgur.errors import PossibleUserWarning
@@ -30,13 +30,13 @@ def load_module(
 ) -> Any:
     """Construct `cls` with saved hyperparameters and load its weights; see `LightningModule.load_from_checkpoint`."""
     location = devices_present(map_location)
-    if hasattr(source, "read"):
-        checkpoint: dict[str, Any] = torch.load(source, map_location=location, weights_only=weights_only is not False)
-    else:
-        checkpoint = load_checkpoint(source, map_location=location, weights_only=weights_only)
+    checkpoint = load_checkpoint(source, map_location=location, weights_only=weights_only)
+    require_weights(checkpoint, getattr(source, "name", source))
     hparams = read_hparams_file(hparams_file) if hparams_file is not None else _saved_hparams(cls, checkpoint)
     name = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
-    module = cls(**build_init_kwargs(cls, hparams, hparams_name=name, overrides=overrides))
+    arguments = build_init_kwargs(cls, hparams, hparams_name=name, overrides=overrides)
+    _check_arguments(cls, arguments)
+    module = cls(**arguments)
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
     strict = _agreed_strictness(module, strict)
@@ -49,6 +49,19 @@ def load_module(
         )
     first = next((value for value in checkpoint["state_dict"].values() if isinstance(value, Tensor)), None)
     return module if first is None else module.to(first.device)
+
+
+def _check_arguments(cls: Any, arguments: dict[str, Any]) -> None:
+    parameters = inspect.signature(cls).parameters.values()
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    missing = [p.name for p in named if p.default is p.empty and p.name not in arguments]
+    if missing:
+        given = ", ".join(f"{name}=..." for name in missing)
+        raise TypeError(
+            f"{cls.__name__}.__init__ needs {missing}, which the checkpoint does not hold. Pass them: "
+            f"{cls.__name__}.load_from_checkpoint(path, {given}); call self.save_hyperparameters() in __init__ to have "
+            "them in the next one."
+        )
 
 
 def _saved_hparams(cls: Any, checkpoint: dict[str, Any]) -> dict[str, Any]:

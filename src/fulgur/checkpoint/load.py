@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -21,7 +21,7 @@ _WANTED = re.compile(r"(?:GLOBAL|[Uu]nsupported class|unrecognized function|but 
 
 
 def load_checkpoint(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | IO[bytes],
     *,
     map_location: MapLocation = None,
     weights_only: bool | None = None,
@@ -32,7 +32,7 @@ def load_checkpoint(
     Opened as plain data and tensors unless told otherwise, so that a file from a stranger cannot run code.
 
     Args:
-        path: A local path, or a URL of any filesystem fsspec knows.
+        path: A local path, a URL of any filesystem fsspec knows, or an open file.
         map_location: Where tensors go, as `torch.load` has it. ``None`` puts them where they were.
         weights_only: False opens files that hold other objects, by running what the file says: only for files you
             trust. ``None`` means True.
@@ -43,14 +43,18 @@ def load_checkpoint(
         CheckpointRefusedError: The file wants more than plain data.
         CheckpointError: The file is damaged, or is no checkpoint.
     """
-    location = os.fspath(path)
-    if not checkpoint_exists(location, storage_options=storage_options):
-        raise FileNotFoundError(_missing_message(location))
+    if isinstance(path, (str, os.PathLike)):
+        source: Any = os.fspath(path)
+        location = source
+        if not checkpoint_exists(location, storage_options=storage_options):
+            raise FileNotFoundError(_missing_message(location))
+    else:
+        source, location = path, str(getattr(path, "name", "the open file"))
     safe = weights_only is None or weights_only
     try:
-        content = _read(location, map_location, safe, storage_options)
+        content = _read(source, map_location, safe, storage_options)
     except pickle.UnpicklingError as error:
-        wanted = _find_wanted(location, error, storage_options) if safe else []
+        wanted = _find_wanted(source, error, storage_options) if safe else []
         raise (_refused(location, wanted) if wanted else _unreadable(location, error)) from error
     except Exception as error:
         raise _unreadable(location, error) from error
@@ -59,7 +63,29 @@ def load_checkpoint(
     return content
 
 
-def _read(location: str, map_location: MapLocation, safe: bool, storage_options: dict[str, Any] | None) -> Any:
+def require_weights(checkpoint: dict[str, Any], location: object) -> None:
+    """Refuse a file that holds something else than the checkpoint of a training.
+
+    Raises:
+        CheckpointError: There is no ``state_dict`` in it.
+    """
+    if "state_dict" in checkpoint:
+        return
+    is_bare = bool(checkpoint) and all(isinstance(value, torch.Tensor) for value in checkpoint.values())
+    raise CheckpointError(
+        f"{str(location)!r} has no 'state_dict'; its keys are {sorted(map(str, checkpoint))[:10]}. "
+        + (
+            "These look like bare weights: load them with model.load_state_dict(torch.load(path))."
+            if is_bare
+            else "Give a file that a ModelCheckpoint or trainer.save_checkpoint has written."
+        )
+    )
+
+
+def _read(source: Any, map_location: MapLocation, safe: bool, storage_options: dict[str, Any] | None) -> Any:
+    if not isinstance(source, str):
+        return torch.load(source, map_location=map_location, weights_only=safe)
+    location = source
     if not is_remote(location):
         return torch.load(local_path(location), map_location=map_location, weights_only=safe)
     filesystem, inner = open_filesystem(location, storage_options)
@@ -67,8 +93,11 @@ def _read(location: str, map_location: MapLocation, safe: bool, storage_options:
         return torch.load(file, map_location=map_location, weights_only=safe)
 
 
-def _find_wanted(location: str, error: Exception, storage_options: dict[str, Any] | None) -> list[str]:
+def _find_wanted(source: Any, error: Exception, storage_options: dict[str, Any] | None) -> list[str]:
     """Names of the globals a file asks for beyond plain data; empty if the file is not a pickle at all."""
+    if not isinstance(source, str):
+        return _WANTED.findall(str(error))[:1]
+    location = source
     try:
         if is_remote(location):
             filesystem, inner = open_filesystem(location, storage_options)

@@ -143,8 +143,6 @@ def warn_of_refused_hparams(owner: Any) -> None:
 def restore_model(checkpoint: Mapping[str, Any], contents: Contents, *, strict: bool) -> None:
     """Give back weights, and the states of datamodule and callbacks, calling their hooks in the order users know."""
     module, trainer = contents.module, contents.trainer
-    if "state_dict" not in checkpoint:
-        raise CheckpointError(f"The checkpoint has no 'state_dict'; its keys are {sorted(map(str, checkpoint))}.")
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=strict)
     if contents.datamodule is not None:
@@ -194,7 +192,22 @@ def _restore_each(what: str, parts: Sequence[Any], states: Sequence[Any]) -> Non
             "Resume with the same ones, or load only the weights with load_from_checkpoint."
         )
     for part, state in zip(parts, states, strict=True):
-        part.load_state_dict(state)
+        try:
+            part.load_state_dict(state)
+        except (KeyError, ValueError) as error:
+            raise MisconfigurationException(_other_kind(what, part, str(error))) from error
+        # torch takes the groups as they come; what another class has not saved would be missing in the first step.
+        groups, needed = getattr(part, "param_groups", ()), set(getattr(part, "defaults", ()))
+        missing = sorted(set().union(*(needed - set(group) for group in groups)))
+        if missing:
+            raise MisconfigurationException(_other_kind(what, part, f"it has no {missing}"))
+
+
+def _other_kind(what: str, part: Any, why: str) -> str:
+    return (
+        f"The state of {what} in the checkpoint does not fit {type(part).__name__}: {why}. Resume with what it was "
+        "saved with, or load only the weights with load_from_checkpoint."
+    )
 
 
 def restore_progress(checkpoint: Mapping[str, Any], contents: Contents) -> None:
