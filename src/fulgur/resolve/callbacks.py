@@ -26,6 +26,7 @@ def resolve_callbacks(settings: Settings, legacy: LegacySettings) -> list[Callba
         RuntimeError: Two callbacks that keep state have the same `state_key`.
     """
     callbacks = [*settings.callbacks, *legacy.callbacks]
+    _add_checks(callbacks, legacy)
     _add_timer(callbacks, settings)
     _add_progress_bar(callbacks, settings)
     _add_model_summary(callbacks, settings)
@@ -90,6 +91,17 @@ def check_state_keys(callbacks: Iterable[Callback]) -> None:
                 "tell them apart. Override state_key to return different texts, or keep one."
             )
         seen[key] = callback
+
+
+def _add_checks(callbacks: list[Callback], legacy: LegacySettings) -> None:
+    if legacy.terminate_on_nan:
+        from fulgur.callbacks.finite_check import FiniteCheck
+
+        callbacks.append(FiniteCheck())
+    if legacy.track_grad_norm is not None:
+        from fulgur.callbacks.grad_norm import GradNormLogger
+
+        callbacks.append(GradNormLogger(legacy.track_grad_norm))
 
 
 def _add_timer(callbacks: list[Callback], settings: Settings) -> None:
