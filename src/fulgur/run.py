@@ -19,7 +19,7 @@ import torch
 from fulgur.checkpoint import state as checkpoint_state
 from fulgur.datamodule import LightningDataModule
 from fulgur.errors import MisconfigurationException, PossibleUserWarning
-from fulgur.hooks import EvalHooks, collect, collect_stage, overrides, takes_outputs
+from fulgur.hooks import EvalHooks, collect, collect_stage, earlier_hooks, overrides, takes_outputs
 from fulgur.interrupt import InterruptHandler
 from fulgur.loops.evaluate import EvalPlan, EvaluationLoop, grad_free_context
 from fulgur.loops.feed import Feed
@@ -33,7 +33,7 @@ from fulgur.profilers.wrap import TimedBatches, time_hooks, timed
 from fulgur.rank import rank_zero_warn
 from fulgur.resolve import determinism, merge_module_callbacks
 from fulgur.rng import isolate_rng
-from fulgur.saving import contents_of, load
+from fulgur.saving import contents_of, given_path, load
 from fulgur.sources import (
     Call,
     can_validate,
@@ -189,6 +189,8 @@ def _on_exception(trainer: Trainer, error: BaseException) -> None:
     module, datamodule = trainer.lightning_module, trainer.datamodule
     trainer.metrics.scope = None
     calls: list[Callable[[], Any]] = [partial(c.on_exception, trainer, module, error) for c in trainer.callbacks]
+    if isinstance(error, KeyboardInterrupt):
+        calls += earlier_hooks("on_keyboard_interrupt", trainer.callbacks, trainer, module)
     if datamodule is not None:
         calls.append(partial(datamodule.on_exception, error))
     end: Callable[[], Any] = partial(
@@ -243,6 +245,7 @@ def _attach(trainer: Trainer, call: Call) -> None:
             + ("Pass an instance." if isinstance(call.datamodule, type) else "Pass loaders by their own name.")
         )
     trainer._module, trainer.strategy.model = model, None
+    trainer._loaded_ckpt_path = given_path(trainer, call)  # `setup` of callbacks may ask what is about to be loaded
     model.attach(trainer, trainer.metrics)
     if call.model is not None:
         model.compiler = getattr(call.model, "dynamo_ctx", None)
@@ -302,6 +305,7 @@ def _start(trainer: Trainer, call: Call) -> None:
             module.configure_model()
     elif hasattr(module, "configure_sharded_model"):
         module.configure_sharded_model()  # type: ignore[operator]
+    module.attach(trainer, trainer.metrics)  # modules inside it that were made just now, too
 
 
 def _place(trainer: Trainer) -> None:

@@ -63,7 +63,8 @@ def load(trainer: Trainer, call: Call) -> dict[str, Any] | None:
 def _choose(trainer: Trainer, call: Call) -> Any:
     """The file to load: the call's, the Trainer's, or the best one where neither model nor file is passed."""
     callbacks = trainer.checkpoint_callbacks
-    given = _given_path(trainer, call)
+    given = given_path(trainer, call)
+    _forget_sticky_path(trainer, call)
     if given is None and call.fn is TrainerFn.FITTING:
         return _left_by_exception(trainer)
     if given is None:
@@ -87,19 +88,22 @@ def _choose(trainer: Trainer, call: Call) -> Any:
     return given
 
 
-def _given_path(trainer: Trainer, call: Call) -> Any:
+def given_path(trainer: Trainer, call: Call) -> Any:
     """What the call says, or else the Trainer; to fit also the 1.x argument."""
-    sticky = trainer._ckpt_path
-    if call.ckpt_path is None:
-        legacy = trainer._legacy.resume_from_checkpoint if call.fn is TrainerFn.FITTING else None
-        return sticky if sticky is not None else legacy
-    if sticky is not None:
-        rank_zero_warn(
-            f"trainer.{call.fn}(ckpt_path={str(call.ckpt_path)!r}) takes the place of trainer.ckpt_path="
-            f"{str(sticky)!r}, which is forgotten. Set trainer.ckpt_path = None first if that is meant."
-        )
-        trainer._ckpt_path = None
-    return call.ckpt_path
+    if call.ckpt_path is not None:
+        return call.ckpt_path
+    legacy = trainer._legacy.resume_from_checkpoint if call.fn is TrainerFn.FITTING else None
+    return trainer._ckpt_path if trainer._ckpt_path is not None else legacy
+
+
+def _forget_sticky_path(trainer: Trainer, call: Call) -> None:
+    if call.ckpt_path is None or trainer._ckpt_path is None:
+        return
+    rank_zero_warn(
+        f"trainer.{call.fn}(ckpt_path={str(call.ckpt_path)!r}) takes the place of trainer.ckpt_path="
+        f"{str(trainer._ckpt_path)!r}, which is forgotten. Set trainer.ckpt_path = None first if that is meant."
+    )
+    trainer._ckpt_path = None
 
 
 def _left_by_exception(trainer: Trainer) -> Any:
