@@ -337,10 +337,15 @@ def _earlier(
     """Hooks of 1.x under `names`, made to ignore the arguments of the hook they now run beside."""
     found: list[Callable[..., Any]] = []
     for name in names:
-        found += [partial(getattr(c, name), trainer, module) for c in callbacks if hasattr(c, name)]
+        found += earlier_hooks(name, callbacks, trainer, module)
         if hasattr(module, name):
             found.append(getattr(module, name))
     return [_ignoring_arguments(hook) for hook in found]
+
+
+def earlier_hooks(name: str, callbacks: Iterable[Callback], *args: Any) -> list[Callable[[], Any]]:
+    """The hook `name` of 1.x of each callback that has it, with its arguments bound."""
+    return [partial(getattr(callback, name), *args) for callback in callbacks if hasattr(callback, name)]
 
 
 def _ignoring_arguments(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -361,15 +366,19 @@ def _check_takes_loader_idx(name: str, hook: Any) -> None:
 
 def _adapted(hook: Callable[..., Any], name: str, trainer: Any) -> Callable[..., Any]:
     """`hook` with what 1.x code may require: a `dataloader_idx` in every batch hook, outputs at the end of an epoch."""
-    if name == "on_train_epoch_end" and takes_outputs(hook):
+    if name == "on_train_epoch_end" and _takes_outputs(hook):
         return _WithOutputs(hook, lambda: trainer.fit_loop.nested_outputs())
-    if name == "on_predict_epoch_end" and takes_outputs(hook):
+    if name == "on_predict_epoch_end" and _takes_outputs(hook):
         return _WithOutputs(hook, lambda: trainer.predict_loop.predictions_by_loader)
     return _DefaultIndex(hook) if _requires(hook, "dataloader_idx") else hook
 
 
-def takes_outputs(hook: Callable[..., Any]) -> bool:
+def takes_outputs(listener: object, name: str) -> bool:
     """Whether a hook of an epoch's end has the 1.x form, with the outputs of all steps as its last argument."""
+    return _takes_outputs(getattr(listener, name))
+
+
+def _takes_outputs(hook: Callable[..., Any]) -> bool:
     return _requires(hook, "outputs") or _requires(hook, "results")
 
 

@@ -16,7 +16,7 @@ import torch
 
 from fulgur import resolve, run, saving, sources
 from fulgur.errors import MisconfigurationException
-from fulgur.hooks import Callback
+from fulgur.hooks import Callback, earlier_hooks
 from fulgur.loops.evaluate import EvaluationLoop
 from fulgur.loops.fit import FitLoop
 from fulgur.loops.limits import Limits
@@ -139,6 +139,9 @@ class Trainer:
         settings, legacy = resolve.read_arguments(args, given)
         self._assign_arguments(settings)
         self._assign_parts(settings, legacy)
+        for hook in ("on_init_start", "on_init_end"):
+            for call in earlier_hooks(hook, self.callbacks, self):
+                call()
 
     def _assign_arguments(self, settings: resolve.Settings) -> None:
         self.fast_dev_run = settings.fast_dev_run

@@ -286,19 +286,19 @@ class Run:
         self.tape = tape
         callbacks = arguments.pop("callbacks", None)
         self.callbacks = [Callback(tape)] if callbacks is None else callbacks
-        defaults: dict[str, Any] = dict(
-            accelerator="cpu",
-            devices=1,
-            logger=RecordingLogger(tape),
-            callbacks=self.callbacks,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=any(isinstance(c, Checkpoint) for c in self.callbacks),
-            num_sanity_val_steps=0,
-            log_every_n_steps=1,
-            max_epochs=1,
-            default_root_dir=str(folder),
-        )
+        defaults: dict[str, Any] = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": RecordingLogger(tape),
+            "callbacks": self.callbacks,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": any(isinstance(c, Checkpoint) for c in self.callbacks),
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+            "max_epochs": 1,
+            "default_root_dir": str(folder),
+        }
         self.trainer = fulgur.Trainer(**(defaults | arguments))
 
     @property
@@ -307,7 +307,7 @@ class Run:
 
     def fit(self, module: Any, n_train: int = 2, n_val: int = 1, **arguments: Any) -> Tape:
         """Fit on loaders that are passed, so that no datamodule is on the tape."""
-        loaders = dict(train_dataloaders=loader(n_train), val_dataloaders=loader(n_val) if n_val else None)
+        loaders = {"train_dataloaders": loader(n_train), "val_dataloaders": loader(n_val) if n_val else None}
         self.trainer.fit(module, **(loaders | arguments))
         return self.tape
 

@@ -105,10 +105,14 @@ def test_model_train_hook_is_called_after_the_end_if_overridden(
 def test_validation_in_fit_calls_the_overridden_model_train_hook_too(build: Any, tape: Any, kit: Any) -> None:
     module = kit.recording(kit.Module, "M", ["on_validation_model_train"])(tape)
     build(num_sanity_val_steps=1).fit(module)
-    assert tape.only("M.on_validation_end", "M.on_validation_model_train") == [
-        "M.on_validation_end",
-        "M.on_validation_model_train",
-    ] * 2
+    assert (
+        tape.only("M.on_validation_end", "M.on_validation_model_train")
+        == [
+            "M.on_validation_end",
+            "M.on_validation_model_train",
+        ]
+        * 2
+    )
 
 
 def test_modes_of_submodules_come_back_as_they_were(build: Any, tape: Any, kit: Any) -> None:

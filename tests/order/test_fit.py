@@ -86,7 +86,9 @@ def test_fit_with_loaders_of_the_module(build: Any, tape: Any, kit: Any) -> None
     )
 
 
-def test_validation_loader_is_asked_for_late_if_the_first_epoch_does_not_validate(build: Any, tape: Any, kit: Any) -> None:
+def test_validation_loader_is_asked_for_late_if_the_first_epoch_does_not_validate(
+    build: Any, tape: Any, kit: Any
+) -> None:
     run = build(max_epochs=2, check_val_every_n_epoch=2)
     run.trainer.fit(kit.ModuleBesideData(tape), datamodule=kit.Data(tape, n_train=1))
     assert tape.only("D.train_dataloader", "D.val_dataloader", "M.training_step", "M.validation_step") == [
@@ -269,7 +271,9 @@ def test_plateau_scheduler_per_step_steps_after_the_validation_of_its_batch(buil
     assert tape.only(*batch, "M.on_train_epoch_end") == [*batch, *batch, "M.on_train_epoch_end"]
 
 
-def test_step_scheduler_steps_before_on_train_batch_end_of_every_updating_batch(build: Any, tape: Any, kit: Any) -> None:
+def test_step_scheduler_steps_before_on_train_batch_end_of_every_updating_batch(
+    build: Any, tape: Any, kit: Any
+) -> None:
     class Module(kit.Module):
         def configure_optimizers(self) -> Any:
             optimizer = super().configure_optimizers()

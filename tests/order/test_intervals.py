@@ -1,6 +1,7 @@
 """When validation, saving and the end of an epoch come, for each way to set their intervals.
 
 T is a training step, V( … ) a validation run, S a save by the default ModelCheckpoint, EE the module's epoch end.
+Saves come after the module's hook of the same name, so that a file holds what the module does there (decision 0009).
 """
 
 from __future__ import annotations
@@ -40,25 +41,25 @@ def spelled(build: Any, tape: Any, kit: Any) -> Callable[..., str]:
     ("n_train", "arguments", "expected"),
     [
         (2, {}, "T T V( ) EE S"),
-        (4, {"val_check_interval": 0.5}, "T T V( S ) T T V( S ) EE"),
-        (4, {"val_check_interval": 3, "max_epochs": 2}, "T T T V( S ) T EE T T T V( S ) T EE"),
+        (4, {"val_check_interval": 0.5}, "T T V( ) S T T V( ) S EE"),
+        (4, {"val_check_interval": 3, "max_epochs": 2}, "T T T V( ) S T EE T T T V( ) S T EE"),
         (
             4,
             {"val_check_interval": 3, "check_val_every_n_epoch": None, "max_epochs": 2},
-            "T T T V( S ) T EE T T V( S ) T T EE",
+            "T T T V( ) S T EE T T V( ) S T T EE",
         ),
-        (2, {"check_val_every_n_epoch": 2, "max_epochs": 3}, "T T EE T T V( S ) EE T T EE"),
+        (2, {"check_val_every_n_epoch": 2, "max_epochs": 3}, "T T EE T T V( ) S EE T T EE"),
         (4, {"overfit_batches": 1, "max_epochs": 2}, "T V( ) EE S T V( ) EE S"),
         (4, {"fast_dev_run": True}, "T V( ) EE"),
         (4, {"fast_dev_run": 2}, "T T V( ) EE"),
         (2, {"max_steps": 3, "max_epochs": None}, "T T V( ) EE S T EE S"),
         (2, {"limit_val_batches": 0}, "T T EE S"),
         (4, {"limit_train_batches": 2}, "T T V( ) EE S"),
-        (4, {"limit_train_batches": 0.5, "val_check_interval": 0.5}, "T V( S ) T V( S ) EE"),
-        (4, {"val_check_interval": 0.3}, "T V( S ) T V( S ) T V( S ) T V( S ) EE"),
+        (4, {"limit_train_batches": 0.5, "val_check_interval": 0.5}, "T V( ) S T V( ) S EE"),
+        (4, {"val_check_interval": 0.3}, "T V( ) S T V( ) S T V( ) S T V( ) S EE"),
         (4, {"accumulate_grad_batches": 2, "max_steps": 1}, "T T EE S"),
         (2, {"val_check_interval": timedelta(hours=1)}, "T T EE"),
-        (2, {"val_check_interval": timedelta(0)}, "T V( S ) T V( S ) EE"),
+        (2, {"val_check_interval": timedelta(0)}, "T V( ) S T V( ) S EE"),
     ],
     ids=str,
 )
@@ -160,7 +161,7 @@ def test_unsized_loader_validates_after_its_last_batch(spelled: Any) -> None:
 
 
 def test_unsized_loader_validates_every_n_batches_and_at_its_end(spelled: Any) -> None:
-    assert spelled(stream(), val_check_interval=2) == "T T V( S ) T V( S ) EE"
+    assert spelled(stream(), val_check_interval=2) == "T T V( ) S T V( ) S EE"
 
 
 def test_unsized_loader_is_cut_by_a_limit(spelled: Any) -> None:

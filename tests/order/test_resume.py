@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import fulgur
 from fulgur.callbacks import ModelCheckpoint
 
 
@@ -92,13 +93,23 @@ def test_save_hooks_see_the_filled_checkpoint_and_may_change_it(build: Any, tape
     assert torch.load("changed.ckpt", weights_only=True)["mine"] == [{"seen": 1}, "module"]
 
 
+def test_what_saves_and_monitors_runs_after_the_module_and_the_loggers(build: Any, tape: Any, kit: Any) -> None:
+    build(callbacks=[ModelCheckpoint(every_n_train_steps=1), kit.Callback(tape)]).fit(kit.Module(tape), n_train=1)
+    order = ["C.on_train_batch_end", "M.on_train_batch_end", "L.log_metrics(0)", "M.on_save_checkpoint"]
+    assert tape.only(*order)[:4] == order
+
+
 def test_loggers_hear_of_each_file_that_is_saved(build: Any, tape: Any, kit: Any) -> None:
     run = build(callbacks=[ModelCheckpoint(save_last=True)])
     run.fit(kit.Module(tape))
-    assert tape.only("M.on_save_checkpoint", "L.after_save_checkpoint") == [
-        "M.on_save_checkpoint",
-        "L.after_save_checkpoint",
-    ] * 2
+    assert (
+        tape.only("M.on_save_checkpoint", "L.after_save_checkpoint")
+        == [
+            "M.on_save_checkpoint",
+            "L.after_save_checkpoint",
+        ]
+        * 2
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ loading
@@ -126,6 +137,38 @@ def test_order_of_loading_in_test(build: Any, tape: Any, kit: Any) -> None:
         "L.save",
         "D.test_dataloader",
     ]
+
+
+class ReturningState(fulgur.Callback):
+    """A 1.x callback: its state is what on_save_checkpoint returns."""
+
+    def __init__(self) -> None:
+        self.loaded: list[Any] = []
+
+
+class Of10(ReturningState):
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any) -> Any:  # type: ignore[override]
+        return {"best": 1}
+
+    def on_load_checkpoint(self, checkpointed_state: Any) -> None:  # type: ignore[override]
+        self.loaded.append(checkpointed_state)
+
+
+class Of15(ReturningState):
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> Any:
+        return {"best": 2}
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, callback_state: Any) -> None:
+        self.loaded.append(callback_state)
+
+
+def test_callbacks_of_1x_return_their_state_and_get_it_back(build: Any, tape: Any, kit: Any) -> None:
+    run = build(callbacks=[Of10(), Of15()])
+    run.fit(kit.Plain(tape))
+    run.trainer.save_checkpoint("state.ckpt")
+    callbacks = [Of10(), Of15()]
+    build(callbacks=callbacks, max_epochs=2).fit(kit.Plain(tape), ckpt_path="state.ckpt")
+    assert [callback.loaded for callback in callbacks] == [[{"best": 1}], [{"best": 2}]]
 
 
 # ---------------------------------------------------------------------------------------------------- going on

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fulgur.checkpoint.earlier import call_on_load, call_on_save
 from fulgur.checkpoint.plain import from_plain, to_plain
 from fulgur.errors import CheckpointError, MisconfigurationException, PossibleUserWarning
 from fulgur.hooks import Callback
@@ -91,7 +92,10 @@ def build_checkpoint(contents: Contents, *, weights_only: bool = False) -> dict[
         checkpoint[key] = to_plain(state, where=f"state_dict() of {key}")
     if not weights_only:
         for callback in contents.callbacks:
-            callback.on_save_checkpoint(contents.trainer, module, checkpoint)
+            state = call_on_save(callback, contents.trainer, module, checkpoint)
+            if isinstance(state, dict) and state:
+                key = callback.state_key
+                checkpoint["callbacks"].setdefault(key, to_plain(state, where=f"on_save_checkpoint() of {key}"))
     module.on_save_checkpoint(checkpoint)
     return checkpoint
 
@@ -149,9 +153,10 @@ def restore_model(checkpoint: Mapping[str, Any], contents: Contents, *, strict: 
         state = checkpoint.get(type(contents.datamodule).__qualname__)
         if state:
             contents.datamodule.load_state_dict(from_plain(copy.deepcopy(state)))
-    for callback in contents.callbacks:
-        callback.on_load_checkpoint(trainer, module, checkpoint)  # type: ignore[arg-type]
     states = checkpoint.get("callbacks") or {}
+    for callback in contents.callbacks:
+        found = from_plain(copy.deepcopy(_state_of(callback, states)))
+        call_on_load(callback, trainer, module, checkpoint, found)
     for callback in contents.callbacks:
         found = _state_of(callback, states)
         if found:

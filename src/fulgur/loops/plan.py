@@ -81,7 +81,6 @@ class StepPlan:
         schedulers: Learning-rate schedulers.
         has_outputs: Someone reads what `training_step` returned.
         epoch_outputs: Collects outputs for the hooks of the epoch's end that take them; None where none does.
-        checks_finite: Stop at a loss that is not finite (1.x ``terminate_on_nan``); waits for the device.
     """
 
     training_step: Step
@@ -235,6 +234,7 @@ def _with_arguments(step: Callable[..., Any], name: str, passes_loader_idx: bool
     parameters = _positional(step)
     takes_all = "*" in parameters
     names = [p for p in parameters if p != "*"]
+    _check_arguments(step, name, n_given=3 if passes_loader_idx else 2)
     if passes_loader_idx:
         if not takes_all and "dataloader_idx" not in names and len(names) < 3:
             raise RuntimeError(
@@ -256,8 +256,24 @@ def _with_arguments(step: Callable[..., Any], name: str, passes_loader_idx: bool
     return lambda batch, batch_idx, **more: step(batch, **more)
 
 
+def _check_arguments(step: Callable[..., Any], name: str, n_given: int) -> None:
+    """Refuse a step that takes no batch, or demands an argument that nobody gives."""
+    # A decorator's own signature counts: it may give further arguments itself.
+    parameters = list(inspect.signature(step, follow_wrapped=False).parameters.values())
+    demanded = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    surplus = set(demanded[n_given:]) - {"batch_idx", "dataloader_idx", "optimizer_idx"}
+    if parameters and not surplus:
+        return
+    shown = ", ".join(["self", *map(str, parameters)])
+    raise MisconfigurationException(
+        f"{name}({shown}) cannot be called with a batch and its index"
+        + (f": nobody gives {', '.join(sorted(surplus))}" if surplus else "")
+        + f". Write {name}(self, batch, batch_idx)."
+    )
+
+
 def _has_unusual_places(step: Callable[..., Any]) -> bool:
-    """Whether an index cannot be given by position after the batch: keyword-only, or without ``batch_idx`` before it."""
+    """Whether an index cannot be given by position: it is keyword-only, or ``batch_idx`` is not before it."""
     parameters = inspect.signature(step).parameters
     indices = [parameters[name] for name in ("batch_idx", "dataloader_idx") if name in parameters]
     return any(p.kind is p.KEYWORD_ONLY for p in indices) or list(parameters)[1:2] == ["dataloader_idx"]

@@ -45,6 +45,11 @@ class PredictLoop:
         return self._predictions[0] if len(self._predictions) == 1 else self._predictions
 
     @property
+    def predictions_by_loader(self) -> list[list[Any]]:
+        """Predictions on the host, for each loader and batch."""
+        return self._predictions
+
+    @property
     def epoch_batch_indices(self) -> list[list[list[int]]]:
         """For each loader and batch, the indices of its samples; empty where they are unknown."""
         return self._indices
