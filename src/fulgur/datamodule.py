@@ -184,7 +184,7 @@ class LightningDataModule(HyperparametersMixin):
         hparams_name = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
         datamodule = cls(**build_init_kwargs(cls, hparams, hparams_name=hparams_name, overrides=kwargs))
         if cls.__qualname__ in checkpoint:
-            datamodule.load_state_dict(checkpoint[cls.__qualname__])
+            datamodule.load_state_dict(from_plain(checkpoint[cls.__qualname__]))
         return datamodule
 
     def __str__(self) -> str:
