@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 REDRAW_S = 0.125
 LINE_S = 10.0
 
+# Columns that a row takes without metrics, about.
+_ROW_WIDTH = 90
+
 
 @dataclass(slots=True, eq=False)
 class Task:
@@ -164,22 +167,22 @@ class RichDisplay(Display):
         self._live.stop()
 
     def _rows(self, tasks: Sequence[Task]) -> RenderableType:
+        """A row for each task, and the metrics of the running one: beside them if there is room, else below."""
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
-        theme = self._theme
+        theme, running = self._theme, tasks[-1]
+        metrics = format_metrics(running.metrics, theme.metrics_format, theme.metrics_text_delimiter)
+        has_room = len(metrics) <= self._console.width - _ROW_WIDTH
         grid = Table.grid(padding=(0, 1))
+        for style in (theme.description, "", theme.batch_progress, theme.time, theme.processing_speed, theme.metrics):
+            grid.add_column(style=style, no_wrap=True)
         for task in tasks:
-            metrics = format_metrics(task.metrics, theme.metrics_format, theme.metrics_text_delimiter)
-            grid.add_row(
-                Text(task.label, style=theme.description),
-                self._bar(task),
-                Text(task.count, style=theme.batch_progress),
-                Text(task.times, style=theme.time),
-                Text(task.speed, style=theme.processing_speed),
-                Text(metrics, style=theme.metrics),
-            )
-        return grid
+            beside = metrics if has_room and task is running else ""
+            texts = [Text(text) for text in (task.label, task.count, task.times, task.speed, beside)]
+            grid.add_row(texts[0], self._bar(task), *texts[1:])
+        return grid if has_room or not metrics else Group(grid, Text(metrics, style=theme.metrics))
 
     def _bar(self, task: Task) -> RenderableType:
         from rich.progress_bar import ProgressBar
@@ -187,7 +190,7 @@ class RichDisplay(Display):
         return ProgressBar(
             total=None if math.isinf(task.total) else task.total,
             completed=task.done,
-            width=30,
+            width=30 if self._console.width >= _ROW_WIDTH else 12,
             complete_style=self._theme.progress_bar,
             finished_style=self._theme.progress_bar_finished,
             pulse_style=self._theme.progress_bar_pulse,

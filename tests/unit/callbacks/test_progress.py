@@ -95,9 +95,9 @@ class Run:
         return self
 
 
-def build_rich(**kwargs: Any) -> tuple[RichProgressBar, StringIO]:
+def build_rich(width: int = 160, **kwargs: Any) -> tuple[RichProgressBar, StringIO]:
     out = StringIO()
-    console = {"file": out, "force_terminal": True, "width": 160, "color_system": None, "_environ": {}}
+    console = {"file": out, "force_terminal": True, "width": width, "color_system": None, "_environ": {}}
     return RichProgressBar(console_kwargs=console, **kwargs), out
 
 
@@ -347,6 +347,14 @@ def test_terminal_shows_the_bar_and_metrics(clock: Clock) -> None:
     Run(bar).start().train_epoch(clock).end()
     last = [line for line in text_of(out).splitlines() if line.strip()][-1]
     assert re.match(r"Epoch 0/1 ━+ +4/4 +0:00:04 • 0:00:00 +1\.00it/s +v_num: 7 loss: 0\.250", last)
+
+
+def test_metrics_go_below_the_bar_where_the_terminal_is_narrow(clock: Clock) -> None:
+    bar, out = build_rich(width=80)
+    Run(bar).start().train_epoch(clock).end()
+    above, below = [line.rstrip() for line in text_of(out).splitlines() if line.strip()][-2:]
+    assert re.fullmatch(r"Epoch 0/1 ━+ 4/4 0:00:04 • 0:00:00 1\.00it/s", above)
+    assert below == "v_num: 7 loss: 0.250"
 
 
 def test_bar_in_between_shows_the_last_flush(clock: Clock) -> None:
