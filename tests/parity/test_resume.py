@@ -38,25 +38,23 @@ def build_module() -> Validating:
     return Validating(build_net(dropout=0.5), configure)
 
 
-def train(path: Path, *, epochs: int, resume: bool = False, **arguments: Any) -> Any:
+def train(path: Path, *, epochs: int, seed: int = 5, resume: bool = False, **arguments: Any) -> Any:
     """Train to `epochs`, keeping the checkpoint of each epoch's end; from the first epoch's one if `resume`."""
     checkpoints = ModelCheckpoint(dirpath=path, filename="{epoch}", save_top_k=-1)
     trainer = quiet_trainer(max_epochs=epochs, enable_checkpointing=True, callbacks=[checkpoints], **arguments)
-    first = path / "epoch=0.ckpt"
-    trainer.fit(build_module(), build_loader(shuffle=True), build_loader(), ckpt_path=first if resume else None)
+    module, first = build_module(), path / "epoch=0.ckpt"
+    seed_generators(seed)
+    trainer.fit(module, build_loader(shuffle=True), build_loader(), ckpt_path=first if resume else None)
     return trainer
 
 
 @pytest.mark.parametrize("arguments", [{}, {"accumulate_grad_batches": 4}, {"val_check_interval": 0.5}])
 def test_resumed_run_equals_the_uninterrupted_one(arguments: dict[str, Any], tmp_path: Path) -> None:
-    seed_generators()
     whole = train(tmp_path / "whole", epochs=3, **arguments)
     after = generator_states()
 
-    seed_generators()
     train(tmp_path / "parts", epochs=1, **arguments)
-    seed_generators(99)  # another process: its generators stand anywhere
-    resumed = train(tmp_path / "parts", epochs=3, resume=True, **arguments)
+    resumed = train(tmp_path / "parts", epochs=3, resume=True, seed=99, **arguments)
 
     assert_same_bits(resumed.lightning_module.state_dict(), whole.lightning_module.state_dict(), "state_dict")
     for what in ("optimizers", "lr_schedulers"):
@@ -74,10 +72,8 @@ def parts_of(trainer: Any, what: str) -> list[Any]:
 
 def test_interrupted_and_resumed_run_equals_a_hand_written_loop(tmp_path: Path) -> None:
     expected = build_net(dropout=0.5)
-    optimizer, scheduler = (configure(expected)[key] for key in ("optimizer", "lr_scheduler"))
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=3 * N_BATCHES)
-    validation = build_loader()
-    seed_generators()
+    configured, validation = configure(expected), build_loader()
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
 
     def validate() -> None:
         expected.eval()
@@ -86,29 +82,26 @@ def test_interrupted_and_resumed_run_equals_a_hand_written_loop(tmp_path: Path) 
                 loss_of(expected, batch)
         expected.train()
 
-    loader = build_loader(shuffle=True)
-    train_by_hand(
-        expected, optimizer, loader, epochs=3, after_step=lambda batch_idx: scheduler.step(), after_epoch=validate
-    )
+    def after_step(batch_idx: int) -> None:
+        scheduler.step()
 
     seed_generators()
+    loader = build_loader(shuffle=True)
+    train_by_hand(expected, optimizer, loader, epochs=3, after_step=after_step, after_epoch=validate)
+
     train(tmp_path, epochs=1)
-    seed_generators(99)
-    resumed = train(tmp_path, epochs=3, resume=True)
+    resumed = train(tmp_path, epochs=3, resume=True, seed=99)
 
     assert_same_bits(resumed.lightning_module.net.state_dict(), expected.state_dict())
     assert_same_bits(resumed.optimizers[0].state_dict(), optimizer.state_dict())
 
 
 def test_checkpoint_saved_by_hand_after_fit(tmp_path: Path) -> None:
-    seed_generators()
     whole = train(tmp_path / "whole", epochs=3)
 
-    seed_generators()
     first = train(tmp_path / "parts", epochs=2)
     first.save_checkpoint(tmp_path / "parts" / "epoch=0.ckpt")
-    seed_generators(99)
-    resumed = train(tmp_path / "parts", epochs=3, resume=True)
+    resumed = train(tmp_path / "parts", epochs=3, resume=True, seed=99)
 
     assert_same_bits(resumed.lightning_module.state_dict(), whole.lightning_module.state_dict())
     assert_same_bits(resumed.optimizers[0].state_dict(), whole.optimizers[0].state_dict())
