@@ -224,12 +224,12 @@ class ModelCheckpoint(Checkpoint):
         dirpath = self._resolve_dirpath(trainer) if trainer.is_global_zero else None
         self.dirpath = trainer.strategy.broadcast(dirpath)  # all ranks must reach this
         self._check_link()
-        if stage == "fit" and trainer.is_global_zero:
-            self._warn_of_files(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Resolved now: a link may point elsewhere by the time something is deleted.
         self._resumed_from = canonical(trainer.ckpt_path) if trainer.ckpt_path else ""
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            self._warn_of_files(trainer)  # not before it is known whether the run goes on from one of them
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._clock.restart()
