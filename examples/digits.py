@@ -168,7 +168,7 @@ def run(seed: int, max_epochs: int, folder: Path) -> float:
 
     # Without arguments: the best checkpoint of the run above, on the test images of the same data.
     (scores,) = trainer.test()
-    predictions = torch.cat(trainer.predict(datamodule=data, ckpt_path="best"))
+    predictions = torch.cat(trainer.predict(datamodule=data, ckpt_path="best") or [])
 
     labels = data.test.tensors[1]
     for i in (predictions != labels).nonzero().flatten().tolist():

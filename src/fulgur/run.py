@@ -33,7 +33,7 @@ from fulgur.profilers.wrap import TimedBatches, time_hooks, timed
 from fulgur.rank import rank_zero_warn
 from fulgur.resolve import determinism, merge_module_callbacks
 from fulgur.rng import isolate_rng
-from fulgur.saving import contents_of, given_path, load
+from fulgur.saving import contents_of, given_path, load, warn_of_refused_hparams
 from fulgur.sources import (
     Call,
     can_validate,
@@ -69,7 +69,8 @@ def fit(trainer: Trainer, call: Call) -> None:
         _check_training(trainer, module)
         _check_sources(trainer, call)
         _start(trainer, call)
-        _warn_of_hparams(trainer)
+        if trainer.checkpoint_callbacks and not trainer.fast_dev_run:  # while it can still be changed
+            warn_of_refused_hparams(trainer)
         checkpoint = load(trainer, call)
         _place(trainer)
         setup = _configure_optimizers(trainer, module)
@@ -170,6 +171,8 @@ def _execute(trainer: Trainer, call: Call, body: Callable[[], Any]) -> Any:
     with determinism(settings.deterministic, settings.benchmark):
         try:
             result = body()
+            if call.fn is not TrainerFn.FITTING:  # fit has hooks that come after it
+                trainer.strategy.teardown()
             _teardown(trainer, call)
         except BaseException as error:
             state.status = TrainerStatus.INTERRUPTED
@@ -362,13 +365,6 @@ def _check_training(trainer: Trainer, module: LightningModule) -> None:
                 f"gradient_clip_val={clip} has no effect on {name}, which optimizes manually. Leave it out and call "
                 "self.clip_gradients(optimizer, ...) in training_step."
             )
-
-
-def _warn_of_hparams(trainer: Trainer) -> None:
-    """Say which hyperparameters no checkpoint will hold, if there will be one, while that can still be changed."""
-    if trainer.checkpoint_callbacks and not trainer.fast_dev_run:
-        for owner in (trainer.lightning_module, trainer.datamodule):
-            checkpoint_state.warn_of_refused_hparams(owner)
 
 
 def _check_has_step(module: LightningModule, step: str) -> None:

@@ -44,6 +44,12 @@ def build_checkpoint(trainer: Trainer, *, weights_only: bool) -> dict[str, Any]:
     return checkpoint_state.build_checkpoint(contents_of(trainer), weights_only=weights_only)
 
 
+def warn_of_refused_hparams(trainer: Trainer) -> None:
+    """Name the hyperparameters of module and datamodule that no checkpoint will hold."""
+    for owner in (trainer._module, trainer.datamodule):
+        checkpoint_state.warn_of_refused_hparams(owner)
+
+
 def load(trainer: Trainer, call: Call) -> dict[str, Any] | None:
     """Load weights and callback states from the file that the call means, if any."""
     path = _choose(trainer, call)

@@ -331,6 +331,8 @@ class Trainer:
                 "fit, validate, test or predict."
             )
         scope, self.metrics.scope = self.metrics.scope, None  # nothing can be logged in the hooks of a checkpoint
+        if not self.checkpoint_callbacks:  # with them, it was said when fit began
+            saving.warn_of_refused_hparams(self)
         checkpoint = saving.build_checkpoint(self, weights_only=bool(weights_only))
         self.metrics.scope = scope
         self.strategy.save_checkpoint(checkpoint, filepath, storage_options)

@@ -335,13 +335,16 @@ def test_refused_hyperparameters_are_named_before_anything_is_trained(tmp_path: 
         saved(tmp_path, Odd(torch.relu))
 
 
-def test_no_word_of_hyperparameters_where_nothing_is_saved() -> None:
+def test_no_word_of_hyperparameters_before_something_is_saved(tmp_path: Path) -> None:
     class Odd(Bare):
         def __init__(self, activation: Any) -> None:
             super().__init__()
             self.save_hyperparameters()
 
-    quiet(max_epochs=1).fit(Odd(torch.relu), numbers(1))
+    trainer = quiet(max_epochs=1)
+    trainer.fit(Odd(torch.relu), numbers(1))
+    with pytest.warns(PossibleUserWarning, match="activation"):
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
 
 
 # ----------------------------------------------------------------------------------------------------------- datamodule

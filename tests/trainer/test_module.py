@@ -104,6 +104,22 @@ def test_dtype_in_a_run_is_that_of_the_precision(precision: str, dtype: torch.dt
     assert model.found == (dtype, dtype)
 
 
+@pytest.mark.parametrize("entry", ["fit", "validate", "test", "predict"])
+def test_model_leaves_the_device_before_the_teardown_hooks(entry: str) -> None:
+    order: list[str] = []
+
+    class Leaves(SingleDeviceStrategy):
+        def teardown(self) -> None:
+            order.append("device")
+
+    class Ends(Net):
+        def teardown(self, stage: str) -> None:
+            order.append("module")
+
+    getattr(quiet(strategy=Leaves("cpu"), max_epochs=1), entry)(Ends(), numbers(1))
+    assert order == ["device", "module"]
+
+
 def test_on_gpu_is_false_on_the_host() -> None:
     assert Bare().on_gpu is False
 
