@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-
-from fulgur.callbacks import GradientAccumulationScheduler
 from tests.parity.conftest import (
     N_BATCHES,
     Regression,
@@ -23,6 +21,8 @@ from tests.parity.conftest import (
     seed_generators,
     sgd,
 )
+
+from fulgur.callbacks import GradientAccumulationScheduler
 
 
 class Unsized:

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.utils import clip_grad_norm_, clip_grad_value_
-
 from tests.parity.conftest import (
     Regression,
     adam,
@@ -18,6 +16,7 @@ from tests.parity.conftest import (
     sgd,
     train_by_hand,
 )
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 TINY = 0.02  # below every gradient here, so that clipping is what is tested
 
@@ -91,7 +90,9 @@ def test_overridden_configure_gradient_clipping() -> None:
 
     expected, module, trainer = build_net(), Clipping(build_net()), quiet_trainer()
     optimizer = adam(expected)
-    train_by_hand(expected, optimizer, build_loader(), before_step=lambda: clip_grad_value_(expected.parameters(), TINY))
+    train_by_hand(
+        expected, optimizer, build_loader(), before_step=lambda: clip_grad_value_(expected.parameters(), TINY)
+    )
 
     trainer.fit(module, build_loader())
 

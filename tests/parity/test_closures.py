@@ -7,9 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-
 from tests.parity.conftest import (
     N_BATCHES,
     Regression,
@@ -25,6 +22,8 @@ from tests.parity.conftest import (
     sgd,
     train_by_hand,
 )
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 
 def lbfgs(net: Any) -> Any:

@@ -8,9 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset
-
-from fulgur.data.combine import CombinedLoader
 from tests.parity.conftest import (
     N_BATCHES,
     Regression,
@@ -26,6 +23,9 @@ from tests.parity.conftest import (
     seed_generators,
     train_by_hand,
 )
+from torch.utils.data import DataLoader, IterableDataset
+
+from fulgur.data.combine import CombinedLoader
 
 # ---------------------------------------------------------------------------------------------------------- limits
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn.utils import clip_grad_norm_, clip_grad_value_
-
 from tests.parity.conftest import (
     N_BATCHES,
     Regression,
@@ -19,6 +17,7 @@ from tests.parity.conftest import (
     sgd,
     train_by_hand,
 )
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 
 class Manual(Regression):

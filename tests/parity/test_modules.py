@@ -5,9 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from fulgur import LightningModule
 from tests.parity.conftest import (
     Regression,
     adam,
@@ -19,6 +16,9 @@ from tests.parity.conftest import (
     quiet_trainer,
     train_by_hand,
 )
+from torch import Tensor, nn
+
+from fulgur import LightningModule
 
 
 class Body(LightningModule):

@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-
-from fulgur import Trainer
 from tests.parity.conftest import (
     N_BATCHES,
     Regression,
@@ -22,6 +19,9 @@ from tests.parity.conftest import (
     sgd,
     train_by_hand,
 )
+from torch import nn
+
+from fulgur import Trainer
 
 
 def adamw(net: nn.Module) -> torch.optim.Optimizer:

@@ -7,11 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from torch.nn.utils import clip_grad_norm_
-
-from fulgur.errors import MisconfigurationException
-from fulgur.precision import Precision
 from tests.parity.conftest import (
     N_BATCHES,
     Regression,
@@ -25,6 +20,11 @@ from tests.parity.conftest import (
     sgd,
     train_by_hand,
 )
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+
+from fulgur.errors import MisconfigurationException
+from fulgur.precision import Precision
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
-
-from fulgur import Trainer
-from fulgur.callbacks import ModelCheckpoint
-from fulgur.loggers import CSVLogger
 from tests.parity.conftest import (
     Regression,
     adam,
@@ -26,6 +21,11 @@ from tests.parity.conftest import (
     seed_generators,
     train_by_hand,
 )
+from torch.utils.data import DataLoader, Dataset
+
+from fulgur import Trainer
+from fulgur.callbacks import ModelCheckpoint
+from fulgur.loggers import CSVLogger
 
 
 class Augmented(Dataset[Any]):

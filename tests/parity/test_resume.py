@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-
-from fulgur.callbacks import ModelCheckpoint
 from tests.parity.conftest import (
     N_BATCHES,
     Regression,
@@ -21,6 +19,8 @@ from tests.parity.conftest import (
     seed_generators,
     train_by_hand,
 )
+
+from fulgur.callbacks import ModelCheckpoint
 
 
 def configure(net: Any) -> Any:

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.optim import lr_scheduler
-
 from tests.parity.conftest import (
     N_BATCHES,
     Regression,
@@ -19,6 +17,7 @@ from tests.parity.conftest import (
     quiet_trainer,
     train_by_hand,
 )
+from torch.optim import lr_scheduler
 
 EPOCHS = 4
 

@@ -6,11 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import mse_loss
-from torch.nn.utils import clip_grad_norm_
-
-from fulgur import LightningModule
 from tests.parity.conftest import (
     N_BATCHES,
     assert_same_bits,
@@ -19,6 +14,11 @@ from tests.parity.conftest import (
     quiet_trainer,
     seed_generators,
 )
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from torch.nn.utils import clip_grad_norm_
+
+from fulgur import LightningModule
 
 
 class Pair(nn.Module):

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.parity.conftest import (
     N_BATCHES,
     Regression,

@@ -153,6 +153,7 @@ class EvaluationLoop:
                 hook(output, batch, batch_idx, *extra)
             if kept is not None and output is not None:
                 kept.append(output)
+            metrics.batch = batch = output = None  # their memory is free while the next batch is loaded and evaluated
             if metrics.has_eval_steps and writes:
                 pending.append((self.seen[index] + batch_idx, metrics.take_eval_step(self.stage)))
                 if len(pending) >= max(self.log_every, 1):

@@ -91,6 +91,7 @@ class PredictLoop:
                 hook(prediction, batch, batch_idx, *extra)
             if self.keeps_predictions:
                 self._predictions[index].append(move_to_device(prediction, "cpu"))  # waits for the device
+            batch = prediction = None  # their memory is free while the next batch is loaded and predicted
             if self.records_indices:
                 self._indices[index].append(self.current_batch_indices)
             if self.interrupt is not None:
