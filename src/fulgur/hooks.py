@@ -12,8 +12,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from fulgur.errors import PossibleUserWarning
+from fulgur.rank import rank_zero_warn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -254,6 +258,38 @@ _EARLIER_NAMES = {
     "on_train_batch_start": (("on_batch_start",), ()),
     "on_train_batch_end": (("on_batch_end",), ()),
 }
+
+
+# 1.x hooks of callbacks that belong to no hook of today.
+_CALLED_ELSEWHERE = ("on_init_start", "on_init_end", "on_keyboard_interrupt")
+
+
+def nearest_own(owner: object, name: str, base: type) -> str:
+    """A clause that names what `owner` defines beyond `base` and perhaps meant as `name`; empty if there is nothing."""
+    found = get_close_matches(name, _own_names(owner, base), n=1, cutoff=0.75)
+    return f" It has {found[0]}: rename that?" if found else ""
+
+
+def warn_of_slips(owner: object, base: type) -> None:
+    """Say which methods of `owner` are all but named like a hook: nobody calls them.
+
+    Args:
+        owner: A module, datamodule or callback.
+        base: The class that tells which hooks there are.
+    """
+    earlier = [name for before, after in _EARLIER_NAMES.values() for name in (*before, *after)]
+    known = [*(name for name in dir(base) if name.startswith("on_")), *earlier, *_CALLED_ELSEWHERE]
+    for name in _own_names(owner, base):
+        nearest = get_close_matches(name, known, n=1, cutoff=0.85) if name.startswith("on_") else []
+        if nearest and name not in known:
+            rank_zero_warn(
+                f"{type(owner).__name__} defines {name}, which is no hook and never called. Did you mean {nearest[0]}?",
+                PossibleUserWarning,
+            )
+
+
+def _own_names(owner: object, base: type) -> list[str]:
+    return [name for kind in type(owner).__mro__ if kind not in base.__mro__ for name in vars(kind)]
 
 
 def collect(callbacks: Iterable[Callback], module: Any, trainer: Any, module_base: type) -> Hooks:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
-from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,17 @@ import torch
 from fulgur.checkpoint import state as checkpoint_state
 from fulgur.datamodule import LightningDataModule
 from fulgur.errors import MisconfigurationException, PossibleUserWarning
-from fulgur.hooks import EvalHooks, collect, collect_stage, earlier_hooks, overrides, takes_outputs
+from fulgur.hooks import (
+    Callback,
+    EvalHooks,
+    collect,
+    collect_stage,
+    earlier_hooks,
+    nearest_own,
+    overrides,
+    takes_outputs,
+    warn_of_slips,
+)
 from fulgur.interrupt import InterruptHandler
 from fulgur.loops.evaluate import EvalPlan, EvaluationLoop, grad_free_context
 from fulgur.loops.feed import Feed
@@ -267,6 +276,9 @@ def _attach(trainer: Trainer, call: Call) -> None:
     if own:
         trainer.callbacks = merge_module_callbacks(trainer.callbacks, own)
     _lend_log(trainer)
+    warn_of_slips(model, LightningModule)
+    for callback in trainer.callbacks:
+        warn_of_slips(callback, Callback)
 
 
 def _what_came(model: Any) -> str:
@@ -350,8 +362,8 @@ def _check_training(trainer: Trainer, module: LightningModule) -> None:
     _check_has_step(module, "training_step")
     if not overrides(module, "configure_optimizers", LightningModule):
         raise MisconfigurationException(
-            f"{name} has no configure_optimizers.{_nearest_own(module, 'configure_optimizers')} Return an optimizer "
-            "from it, for example torch.optim.Adam(self.parameters(), lr=1e-3), or [] to train without one."
+            f"{name} has no configure_optimizers.{nearest_own(module, 'configure_optimizers', LightningModule)} Return "
+            "an optimizer from it, for example torch.optim.Adam(self.parameters(), lr=1e-3); or [] to train without."
         )
     if not module.automatic_optimization:
         accumulate, clip = trainer.accumulate_grad_batches, trainer.gradient_clip_val
@@ -370,7 +382,8 @@ def _check_training(trainer: Trainer, module: LightningModule) -> None:
 def _check_has_step(module: LightningModule, step: str) -> None:
     if not overrides(module, step, LightningModule):
         raise MisconfigurationException(
-            f"{type(module).__name__} has no {step}.{_nearest_own(module, step)} Define {step}(self, batch, batch_idx)."
+            f"{type(module).__name__} has no {step}.{nearest_own(module, step, LightningModule)} "
+            f"Define {step}(self, batch, batch_idx)."
         )
 
 
@@ -382,17 +395,10 @@ def _check_sources(trainer: Trainer, call: Call) -> None:
     if call.sources.get("val") is not None and not overrides(module, "validation_step", LightningModule):
         rank_zero_warn(
             f"A validation loader was passed to trainer.fit, and {type(module).__name__} has no validation_step, so it "
-            f"is not used.{_nearest_own(module, 'validation_step')} Define validation_step(self, batch, batch_idx), or "
-            "leave the loader out.",
+            f"is not used.{nearest_own(module, 'validation_step', LightningModule)} Define validation_step(self, "
+            "batch, batch_idx), or leave the loader out.",
             PossibleUserWarning,
         )
-
-
-def _nearest_own(module: LightningModule, name: str) -> str:
-    """A clause that names the method of the user's that was perhaps meant to be `name`."""
-    own = [key for kind in type(module).__mro__ if kind not in LightningModule.__mro__ for key in vars(kind)]
-    found = get_close_matches(name, own, n=1, cutoff=0.75)
-    return f" It has {found[0]}: rename that?" if found else ""
 
 
 def _configure_optimizers(trainer: Trainer, module: LightningModule) -> OptimizerSetup:
