@@ -174,7 +174,7 @@ def build_transfer(
     before: Callable[[Any, int], Any] | None,
     move: Callable[[Any, Any, int], Any] | None,
     after: Callable[[Any, int], Any] | None,
-    default_move: Callable[[Any, Any], Any],
+    default_move: Callable[[Any], Any],
     dataloader_idx: int = 0,
 ) -> Callable[[Any], Any]:
     """One function that brings a batch to the device, made of the parts that someone overrides.
@@ -184,11 +184,11 @@ def build_transfer(
         device: Where to.
         cast: The precision's conversion of floating-point tensors; None for none.
         before, move, after: Overridden transfer hooks; None where they are not.
-        default_move: Moves a batch where `move` is None.
+        default_move: Moves a batch to `device` where `move` is None.
         dataloader_idx: Handed to the hooks.
     """
     if cast is None and before is None and move is None and after is None:
-        return lambda batch: default_move(batch, device)
+        return default_move
 
     def transfer(batch: Any) -> Any:
         log.scope = None
@@ -196,7 +196,12 @@ def build_transfer(
             batch = cast(batch)
         if before is not None:
             batch = before(batch, dataloader_idx)
-        batch = default_move(batch, device) if move is None else move(batch, device, dataloader_idx)
-        return batch if after is None else after(batch, dataloader_idx)
+        batch = default_move(batch) if move is None else move(batch, device, dataloader_idx)
+        if after is not None:
+            batch = after(batch, dataloader_idx)
+        if batch is None:
+            hooks = " or ".join(hook.__name__ for hook in (before, move, after) if hook is not None)
+            raise TypeError(f"{hooks} returned None instead of the batch. Add `return batch`.")
+        return batch
 
     return transfer
