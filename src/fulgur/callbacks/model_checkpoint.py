@@ -15,7 +15,7 @@ from fulgur.callbacks.checkpoint import Checkpoint
 from fulgur.checkpoint.location import canonical, is_inside, is_remote, join, list_files
 from fulgur.checkpoint.names import format_name, name_pattern
 from fulgur.checkpoint.write import checkpoint_exists, link_checkpoint
-from fulgur.errors import CheckpointError, MisconfigurationException, PossibleUserWarning
+from fulgur.errors import CheckpointError, MisconfigurationException, PossibleUserWarning, nearest_name
 from fulgur.hooks import Callback
 from fulgur.rank import rank_zero_warn
 
@@ -449,7 +449,8 @@ class ModelCheckpoint(Checkpoint):
     def _report_missing_monitor(self, trainer: Trainer) -> None:
         known = ", ".join(repr(name) for name in sorted(trainer.callback_metrics)) or "none"
         message = (
-            f"ModelCheckpoint(monitor={self.monitor!r}) found no metric of this name. Logged so far: {known}. "
+            f"ModelCheckpoint(monitor={self.monitor!r}) found no metric of this name. Logged so far: {known}."
+            f"{nearest_name(str(self.monitor), trainer.callback_metrics)} "
             f"Log it with self.log({self.monitor!r}, ...), or monitor one of those."
         )
         if self._has_validated:

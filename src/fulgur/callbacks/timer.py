@@ -188,7 +188,7 @@ def parse_duration(value: object, name: str = "duration") -> timedelta | None:
                 )
         return timedelta(**value)
     raise TypeError(
-        f"{name}={value!r} is a {type(value).__name__}. Use 'DD:HH:MM:SS', a timedelta, or a dict such as "
+        f"{name}={value!r} is of type {type(value).__name__}. Use 'DD:HH:MM:SS', a timedelta, or a dict such as "
         "{'hours': 2}."
     )
 

@@ -200,8 +200,8 @@ def build_transfer(
         if after is not None:
             batch = after(batch, dataloader_idx)
         if batch is None:
-            hooks = " or ".join(hook.__name__ for hook in (before, move, after) if hook is not None)
-            raise TypeError(f"{hooks} returned None instead of the batch. Add `return batch`.")
+            own = [getattr(hook, "__name__", "a transfer hook") for hook in (before, move, after) if hook is not None]
+            raise TypeError(f"{' or '.join(own)} returned None instead of the batch. Add `return batch`.")
         return batch
 
     return transfer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from fulgur.errors import MisconfigurationException, PossibleUserWarning
+from fulgur.errors import MisconfigurationException, PossibleUserWarning, nearest_name
 from fulgur.metrics import MetricLog
 from fulgur.optim.configure import LRSchedulerConfig
 from fulgur.rank import rank_zero_warn
@@ -62,7 +62,8 @@ class Schedulers:
             kind = type(config.scheduler).__name__
             message = (
                 f"The scheduler {kind} monitors {config.monitor!r}, which was not logged. "
-                f"Logged so far: {sorted(self._metrics.callback_metrics) or 'nothing'}. Log it with "
+                f"Logged so far: {sorted(self._metrics.callback_metrics) or 'nothing'}."
+                f"{nearest_name(str(config.monitor), self._metrics.callback_metrics)} Log it with "
                 f"self.log({config.monitor!r}, value), or change 'monitor' in configure_optimizers."
             )
             if config.strict:

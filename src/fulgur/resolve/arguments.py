@@ -148,7 +148,9 @@ def build_arguments(given: Mapping[str, Any], also_known: Iterable[str] = ()) ->
     for name in given:
         if name not in ARGUMENT_NAMES:
             hint = nearest_name(name, (*ARGUMENT_NAMES, *also_known))
-            raise UnknownArgumentError(f"Trainer has no argument {name!r}.{hint}")
+            raise UnknownArgumentError(
+                f"Trainer has no argument {name!r}.{hint or ' help(fulgur.Trainer) lists those there are.'}"
+            )
     return Arguments(**given)
 
 

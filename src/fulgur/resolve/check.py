@@ -163,7 +163,10 @@ def _deterministic(name: str, value: Any) -> Any:
 def _callbacks(name: str, value: Any) -> list[Callback]:
     given = [] if value is None else [value] if isinstance(value, Callback) else value
     if not isinstance(given, (list, tuple)):
-        raise MisconfigurationException(f"{name}={value!r} is neither a Callback nor a list of them. Use a list.")
+        hint = " Did you forget to call it?" if isinstance(value, type) else ""
+        raise MisconfigurationException(
+            f"{name}={value!r} is neither a Callback nor a list of them.{hint} Use a list of Callback objects."
+        )
     for callback in given:
         if not isinstance(callback, Callback):
             hint = " Did you forget to call it?" if isinstance(callback, type) else ""
@@ -174,6 +177,8 @@ def _callbacks(name: str, value: Any) -> list[Callback]:
 def _default_root_dir(name: str, value: Any) -> str:
     if value is None:
         return os.getcwd()
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name}={value!r} is no path. Use a str or a Path, or None for the working directory.")
     path: str = os.fspath(value)
     return path if "://" in path else os.path.normpath(os.path.expanduser(path))
 

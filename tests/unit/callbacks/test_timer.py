@@ -91,7 +91,7 @@ def test_unknown_unit_names_the_nearest() -> None:
 
 
 def test_duration_of_another_type_is_refused() -> None:
-    with pytest.raises(TypeError, match="duration=60 is a int"):
+    with pytest.raises(TypeError, match="duration=60 is of type int"):
         parse_duration(60)
 
 
