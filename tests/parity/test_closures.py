@@ -25,6 +25,8 @@ from tests.parity.conftest import (
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from fulgur.errors import MisconfigurationException
+
 
 def lbfgs(net: Any) -> Any:
     return torch.optim.LBFGS(net.parameters(), lr=0.1, max_iter=5, history_size=4)
@@ -99,6 +101,13 @@ def test_gradients_are_clipped_at_every_evaluation() -> None:
     trainer.fit(module, build_loader())
 
     assert_same_training(trainer, module.net, expected, optimizer)
+
+
+def test_evaluating_several_times_within_a_window_is_refused() -> None:
+    module, trainer = Regression(build_net(), sharpness_aware), quiet_trainer(accumulate_grad_batches=2)
+
+    with pytest.raises(MisconfigurationException, match="SharpnessAware evaluated its closure more than once"):
+        trainer.fit(module, build_loader())
 
 
 class Plain(torch.optim.SGD):

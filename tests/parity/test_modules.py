@@ -74,13 +74,9 @@ def test_part_logs_through_the_outer_trainer() -> None:
 
     trainer.fit(module, build_loader())
 
-    body = module.net[0]  # type: ignore[index]
-    with torch.no_grad():
-        last = list(build_loader())[-1][0]
     assert trainer.callback_metrics.keys() == {"mean_output"}
     assert trainer.callback_metrics["mean_output"].shape == ()
-    assert body.trainer is trainer
-    assert last.shape == (2, 3)
+    assert module.net[0].trainer is trainer  # type: ignore[index]
 
 
 def test_module_as_a_part_of_a_plain_module_in_a_plain_loop() -> None:

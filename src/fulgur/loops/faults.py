@@ -103,6 +103,15 @@ def closure_not_run(optimizer_step: Any) -> Exception:
     )
 
 
+def closure_run_again(optimizer: Any) -> Exception:
+    """For a closure that is evaluated twice where gradients of earlier batches would be counted twice with it."""
+    return MisconfigurationException(
+        f"{type(optimizer).__name__} evaluated its closure more than once in a step. With accumulate_grad_batches "
+        "above 1 the closure computes the last batch of a window only, so that this has no right result. Set "
+        "accumulate_grad_batches=1 and use larger batches, or accumulate inside training_step."
+    )
+
+
 def no_evaluation_batch(stage: str, index: int) -> Exception:
     """For a validation or test loader that ended at once."""
     return MisconfigurationException(

@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from fulgur.data.fetch import Fetch, StepIterator
 from fulgur.hooks import Calls, Hooks
 from fulgur.loops.faults import (
     closure_not_run,
+    closure_run_again,
     explain_backward,
     no_batch,
     unusable_in_manual,
@@ -36,7 +37,7 @@ from fulgur.loops.faults import (
 from fulgur.loops.limits import Limits, window_length
 from fulgur.loops.plan import StepPlan, Update
 from fulgur.metrics import MetricLog, Scope
-from fulgur.optim.toggle import toggle_parameters, untoggle_parameters
+from fulgur.optim.toggle import foreign_parameters, switch_off, untoggle_parameters
 from fulgur.progress import Progress
 
 
@@ -143,6 +144,9 @@ class FitLoop:
         step = self._automatic_step if self.is_automatic else self._manual_step
         if self._resumes_at_last_batch():
             return False
+        if self.is_automatic and len(plan.updates) > 1:
+            for update in plan.updates:
+                update.foreign = foreign_parameters(update.optimizer, plan.optimizers)
         is_cut = False
 
         # ------------------------------------------------------------------------------------------------ one batch
@@ -163,6 +167,7 @@ class FitLoop:
 
             progress.batch = batch_idx + 1
             progress.batches_total += 1
+            fetch.n_done = fetch.count
             progress.phase = "batch"
             if self._updated and schedulers.by_step:
                 schedulers.step(schedulers.by_step, batch_idx + 1)
@@ -208,9 +213,8 @@ class FitLoop:
         outputs: Any = None
         self._updated = False
         active = (plan.updates[plan.turns[batch_idx % len(plan.turns)]],) if plan.turns else plan.updates
-        several = len(plan.updates) > 1
         for update in active:
-            toggled = toggle_parameters(update.optimizer, plan.optimizers) if several else None
+            toggled = switch_off(update.foreign) if update.foreign else None
             if updates and plan.optimizer_step is not None:
                 outputs = self._closure_step(update, batch, batch_idx)
             else:
@@ -222,11 +226,15 @@ class FitLoop:
                     else:
                         plan.scaler.step(update.optimizer)
                         plan.scaler.update()
-                    self._count(update)
+                    update.n_backward = 0
+                    if not self._updated:  # one clock: however many optimizers a batch steps, it counts once
+                        self._updated = True
+                        progress.global_step += 1
             if toggled is not None:
                 untoggle_parameters(toggled)
+            if len(active) > 1:
                 collected.append(outputs)
-        if len(collected) > 1:
+        if collected:
             outputs = collected
         if not plan.updates:  # no optimizer: the module trains nothing, or in its own way
             outputs = self._run_without_optimizer(batch, batch_idx)
@@ -289,13 +297,6 @@ class FitLoop:
             self.metrics.scope = plan.scopes.clipping
             plan.clip(optimizer)
 
-    def _count(self, update: Update) -> None:
-        """One clock: however many optimizers a batch steps, it counts once."""
-        update.n_backward = 0
-        if not self._updated:
-            self._updated = True
-            self.progress.global_step += 1
-
     # --------------------------------------------------------------------- steps that somebody wants to run himself
 
     def _closure_step(self, update: Update, batch: Any, batch_idx: int) -> Any:
@@ -304,6 +305,8 @@ class FitLoop:
         result: list[Any] = []
 
         def closure() -> Any:
+            if result and n_before:
+                raise closure_run_again(update.optimizer)
             update.n_backward = n_before
             result[:] = [self._forward_backward(update, batch, batch_idx, True)]
             self.metrics.scope = self.plan.scopes.optimizer_step
@@ -322,34 +325,41 @@ class FitLoop:
 
     def run_step(self, update: Update, closure: Callable[[], Any] | None, kwargs: dict[str, Any]) -> Any:
         """What ``step`` of a `LightningOptimizer` does: precision, hooks and clipping around the optimizer's own."""
-        plan, optimizer, scope = self.plan, update.optimizer, self.metrics.scope
-
-        def evaluate() -> Any:
-            torch.clear_autocast_cache()
-            loss = closure() if closure is not None else None
-            if not self.is_automatic:
-                update.n_backward = update.divisor
-            if not update.n_backward:
-                raise _NothingToUpdate
-            self._before_optimizer_step(update)
-            return loss
-
-        result = None
-        with suppress(_NothingToUpdate):
-            if plan.scaler is not None:
-                evaluate()
-                result = plan.scaler.step(optimizer, **kwargs)
-                if self.is_automatic:
-                    plan.scaler.update()
-            elif closure is None:
-                evaluate()
-                result = optimizer.step(**kwargs)
+        plan, optimizer, metrics, scope = self.plan, update.optimizer, self.metrics, self.metrics.scope
+        if not self.is_automatic:
+            update.n_backward = update.divisor
+        try:
+            if closure is not None and plan.scaler is None:
+                result = optimizer.step(partial(self._evaluate, update, closure), **kwargs)
             else:
-                result = optimizer.step(evaluate, **kwargs)
-            self._count(update)
-            torch.clear_autocast_cache()  # a manual step runs within autocast, whose casts of the weights are stale now
-        self.metrics.scope = scope
+                if closure is not None:
+                    self._evaluate(update, closure)
+                elif update.n_backward:
+                    self._before_optimizer_step(update)
+                else:
+                    return None
+                result = optimizer.step(**kwargs) if plan.scaler is None else plan.scaler.step(optimizer, **kwargs)
+        except _NothingToUpdate:
+            return None
+        finally:
+            metrics.scope = scope
+        if plan.scaler is not None and self.is_automatic:
+            plan.scaler.update()
+        update.n_backward = 0
+        if not self._updated:
+            self._updated = True
+            self.progress.global_step += 1
+        torch.clear_autocast_cache()  # a manual step runs within autocast, whose casts of the weights are stale now
         return result
+
+    def _evaluate(self, update: Update, closure: Callable[[], Any]) -> Any:
+        """The loss for an optimizer that asks for it, with its gradients as `_before_optimizer_step` leaves them."""
+        torch.clear_autocast_cache()
+        loss = closure()
+        if not update.n_backward:
+            raise _NothingToUpdate
+        self._before_optimizer_step(update)
+        return loss
 
     def _zero_grad(self, optimizer: Any, batch_idx: int) -> None:
         plan, hooks = self.plan, self.hooks
@@ -405,8 +415,10 @@ class FitLoop:
 
     def optimizers_for_user(self, *, wrapped: bool) -> Any:
         """The optimizer, or the list of them."""
-        found = [u.wrapped if wrapped else u.optimizer for u in self.plan.updates]
-        return found[0] if len(found) == 1 else found
+        updates = self.plan.updates
+        if len(updates) == 1:
+            return updates[0].wrapped if wrapped else updates[0].optimizer
+        return [update.wrapped if wrapped else update.optimizer for update in updates]
 
     # ---------------------------------------------------------------------------------- around and after the batches
 
