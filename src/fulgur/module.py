@@ -393,7 +393,7 @@ class LightningModule(HyperparametersMixin, nn.Module):
         Args:
             use_pl_optimizer: Wrapped, so that ``step`` counts and applies precision; False gives them bare.
         """
-        return self.trainer.fit_loop.optimizers_for_user(wrapped=use_pl_optimizer)
+        return (self._trainer or self.trainer).fit_loop.optimizers_for_user(wrapped=use_pl_optimizer)
 
     def lr_schedulers(self) -> Any:
         """The scheduler, the list of them, or None."""
@@ -414,7 +414,7 @@ class LightningModule(HyperparametersMixin, nn.Module):
                 "self.manual_backward(loss) was called under automatic optimization, which calls backward itself. "
                 "Return the loss from training_step, or set self.automatic_optimization = False in __init__."
             )
-        self.trainer.fit_loop.manual_backward(loss, *args, **kwargs)
+        (self._trainer or self.trainer).fit_loop.manual_backward(loss, *args, **kwargs)
 
     def toggle_optimizer(self, optimizer: Optimizer) -> None:
         """Let only this optimizer's parameters require gradients, until `untoggle_optimizer`."""

@@ -441,15 +441,11 @@ def _connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> No
     if is_profiled(trainer):
         _profile_training(trainer)
     for update in loop.plan.updates:
-        update.wrapped.bind(_runner(loop, update), optimizers=setup.optimizers)
+        update.wrapped.bind(partial(loop.run_step, update), optimizers=setup.optimizers)
     loop.write_metrics = partial(_write_metrics, trainer, epoch=lambda: trainer.current_epoch)
     loop.recollect = partial(_recollect, trainer, list(trainer.callbacks))
     loop.load_epoch = partial(_load_epoch, trainer, call)
     loop.before_epochs = loop.validate = None
-
-
-def _runner(loop: Any, update: Any) -> Callable[..., Any]:
-    return lambda optimizer, closure, kwargs: loop.run_step(update, closure, kwargs)
 
 
 def is_profiled(trainer: Trainer) -> bool:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fulgur.errors import MisconfigurationException
 from fulgur.hooks import overrides
@@ -33,6 +34,7 @@ class Update:
         training_step: Takes ``(batch, batch_idx)``, whatever the user's takes.
         n_backward: Backward passes since its gradients were cleared.
         divisor: What each of their losses was divided by.
+        foreign: Parameters that only other optimizers have, as of the beginning of the epoch; switched off meanwhile.
     """
 
     optimizer: Any
@@ -40,6 +42,7 @@ class Update:
     training_step: Step
     n_backward: int = 0
     divisor: int = 1
+    foreign: tuple[Tensor, ...] = ()
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 from torch.optim import Optimizer
@@ -11,8 +12,8 @@ from torch.optim import Optimizer
 from fulgur.errors import MisconfigurationException
 from fulgur.optim.toggle import toggle_parameters, untoggle_parameters
 
-RunStep = Callable[[Any, Callable[[], Any] | None, dict[str, Any]], Any]
-"""Takes an optimizer, a closure or None, and keyword arguments; runs the optimizer's step as the loop wants it."""
+RunStep = Callable[[Callable[[], Any] | None, dict[str, Any]], Any]
+"""Takes a closure or None, and keyword arguments; runs the optimizer's step as the loop wants it."""
 
 _CLASSES: dict[tuple[type, type], type] = {}
 """Wrapper classes made so far, by the class of the wrapper asked for and the class of the optimizer."""
@@ -51,7 +52,7 @@ class LightningOptimizer:
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
-        self._run_step = _plain_step
+        self._run_step = partial(_plain_step, optimizer)
         self._optimizers = (optimizer,)
         self._no_sync = nullcontext
 
@@ -96,7 +97,7 @@ class LightningOptimizer:
                 f"step(closure={closure!r}): a closure is a function without arguments that computes the loss. "
                 "Pass one, or nothing."
             )
-        return self._run_step(self._optimizer, closure, kwargs)
+        return self._run_step(closure, kwargs)
 
     @contextmanager
     def toggle_model(self, sync_grad: bool = True) -> Iterator[None]:

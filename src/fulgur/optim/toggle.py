@@ -21,14 +21,22 @@ def toggle_parameters(optimizer: Any, optimizers: Iterable[Any]) -> ToggleState:
     Returns:
         What `untoggle_parameters` needs to undo it.
     """
+    return switch_off(foreign_parameters(optimizer, optimizers))
+
+
+def foreign_parameters(optimizer: Any, optimizers: Iterable[Any]) -> tuple[Tensor, ...]:
+    """All parameters that belong to other optimizers only, each once."""
     kept = {id(parameter) for parameter in _parameters(optimizer)}
+    found = {id(parameter): parameter for other in optimizers for parameter in _parameters(other)}
+    return tuple(parameter for key, parameter in found.items() if key not in kept)
+
+
+def switch_off(parameters: Iterable[Tensor]) -> ToggleState:
+    """Switch off the gradients of `parameters`. Returns what `untoggle_parameters` needs to undo it."""
     state: ToggleState = []
-    for other in optimizers:
-        for parameter in _parameters(other):
-            if id(parameter) not in kept:
-                kept.add(id(parameter))
-                state.append((parameter, parameter.requires_grad))
-                parameter.requires_grad = False
+    for parameter in parameters:
+        state.append((parameter, parameter.requires_grad))
+        parameter.requires_grad = False
     return state
 
 

@@ -54,15 +54,15 @@ def test_unbound_step_runs_the_closure_and_returns_its_loss(parameter: nn.Parame
 def test_bound_step_goes_through_the_loop(parameter: nn.Parameter) -> None:
     calls: list[tuple[Any, ...]] = []
 
-    def run_step(optimizer: Any, closure: Callable[[], Any] | None, kwargs: dict[str, Any]) -> str:
-        calls.append((optimizer, closure, kwargs))
+    def run_step(closure: Callable[[], Any] | None, kwargs: dict[str, Any]) -> str:
+        calls.append((closure, kwargs))
         return "stepped"
 
     optimizer = torch.optim.SGD([parameter], lr=0.5)
     wrapper = LightningOptimizer(optimizer)
     wrapper.bind(run_step, optimizers=[optimizer])
     assert wrapper.step(loss=3) == "stepped"
-    assert calls == [(optimizer, None, {"loss": 3})]
+    assert calls == [(None, {"loss": 3})]
 
 
 def test_closure_that_cannot_be_called_is_an_error(parameter: nn.Parameter) -> None:
