@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from typing import IO, Any
 
@@ -26,6 +27,7 @@ def load_checkpoint(
     map_location: MapLocation = None,
     weights_only: bool | None = None,
     storage_options: dict[str, Any] | None = None,
+    mmap: bool = False,
 ) -> dict[str, Any]:
     """Read the checkpoint at `path`.
 
@@ -37,6 +39,8 @@ def load_checkpoint(
         weights_only: False opens files that hold other objects, by running what the file says: only for files you
             trust. ``None`` means True.
         storage_options: Arguments for the fsspec filesystem of a URL.
+        mmap: Leave the tensors of a local file on the disk; each is read when it is used. Files in torch's format of
+            before 1.6 are read whole.
 
     Raises:
         FileNotFoundError: There is nothing at `path`; the message lists the checkpoints beside it.
@@ -52,7 +56,7 @@ def load_checkpoint(
         source, location = path, str(getattr(path, "name", "the open file"))
     safe = weights_only is None or weights_only
     try:
-        content = _read(source, map_location, safe, storage_options)
+        content = _read(source, map_location, safe, storage_options, mmap)
     except pickle.UnpicklingError as error:
         wanted = _find_wanted(source, error, storage_options) if safe else []
         raise (_refused(location, wanted) if wanted else _unreadable(location, error)) from error
@@ -82,12 +86,16 @@ def require_weights(checkpoint: dict[str, Any], location: object) -> None:
     )
 
 
-def _read(source: Any, map_location: MapLocation, safe: bool, storage_options: dict[str, Any] | None) -> Any:
+def _read(
+    source: Any, map_location: MapLocation, safe: bool, storage_options: dict[str, Any] | None, mmap: bool
+) -> Any:
     if not isinstance(source, str):
         return torch.load(source, map_location=map_location, weights_only=safe)
     location = source
     if not is_remote(location):
-        return torch.load(local_path(location), map_location=map_location, weights_only=safe)
+        path = local_path(location)
+        mapped = mmap and zipfile.is_zipfile(path)
+        return torch.load(path, map_location=map_location, weights_only=safe, mmap=mapped)
     filesystem, inner = open_filesystem(location, storage_options)
     with filesystem.open(inner, "rb") as file:
         return torch.load(file, map_location=map_location, weights_only=safe)
