@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from torch.optim import Optimizer
@@ -139,18 +140,6 @@ class LightningOptimizer:
         del state
 
 
-class _Forwarded:
-    """Class attribute that is looked up on the wrapped optimizer instead."""
-
-    __slots__ = ("_name",)
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __get__(self, wrapper: LightningOptimizer | None, owner: type) -> Any:
-        return self if wrapper is None else getattr(wrapper._optimizer, self._name)
-
-
 def _wrapper_class(base: type, optimizer_class: type) -> type:
     """The class of wrappers for `optimizer_class`: a subclass of both.
 
@@ -160,7 +149,7 @@ def _wrapper_class(base: type, optimizer_class: type) -> type:
     if (base, optimizer_class) in _CLASSES:
         return _CLASSES[base, optimizer_class]
     names = {name for name in dir(optimizer_class) if not name.startswith("__") and name not in dir(LightningOptimizer)}
-    namespace = {name: _Forwarded(name) for name in names}
+    namespace = {name: property(attrgetter(f"_optimizer.{name}")) for name in names}  # without a Python call
     parents = (base, optimizer_class) if issubclass(optimizer_class, Optimizer) else (base,)
     made = type(f"Lightning{optimizer_class.__name__}", parents, {"__module__": __name__, **namespace})
     _CLASSES[base, optimizer_class] = made
