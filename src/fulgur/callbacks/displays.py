@@ -155,9 +155,15 @@ class RichDisplay(Display):
         self._live.start()
 
     def draw(self, tasks: Sequence[Task]) -> None:
+        self._live.transient = False
         self._live.update(self._rows(tasks), refresh=True)
 
     def leave(self, task: Task) -> None:
+        from rich.console import Group
+
+        # The frame is emptied first: what it showed is the same task, as it was some time ago.
+        self._live.update(Group(), refresh=True)
+        self._live.transient = True
         self._console.print(self._rows([task]))
 
     def print(self, text: str) -> None:

@@ -395,6 +395,16 @@ def test_leave_keeps_each_epoch(clock: Clock) -> None:
     assert re.search(r"Epoch 1/1 .*4/4", shown)
 
 
+def test_evaluation_alone_leaves_its_end_and_nothing_else(clock: Clock) -> None:
+    bar, out = build_rich()
+    run = Run(bar, state=SimpleNamespace(fn="test"))
+    run.call("setup", stage="test")
+    run.evaluate("test", clock, seconds_a_batch=0.01).call("teardown", stage="test")
+    at_the_end = text_of(out)[text_of(out).index("2/2") :]
+    assert "0/2" not in at_the_end
+    assert at_the_end.count("\n") == 1
+
+
 def test_unsized_loader_pulses(clock: Clock) -> None:
     bar, out = build_rich()
     Run(bar, num_training_batches=float("inf")).start().train_epoch(clock).end()
