@@ -30,7 +30,8 @@ class Fetch:
 
     Attributes:
         is_last: Whether the batch yielded last is the last one of this pass.
-        count: Items taken from the loader in this pass, those that were None too.
+        count: Items yielded in this pass, those that were None and not yielded too.
+        n_done: `count` when a step was last completed; set by the loop.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Fetch:
         self.transfer, self.unpack = transfer, unpack
         self.is_exhausted = is_exhausted
         self.is_last = False
-        self.count = 0
+        self.count = self.n_done = 0
         self._following: Any = _END
         self._resumed: dict[str, Any] | None = None
 
@@ -64,12 +65,19 @@ class Fetch:
 
     def state_dict(self) -> dict[str, Any]:
         """How far the pass is; with the batch that was read ahead, if one was."""
-        state: dict[str, Any] = {"count": self.count, "is_last": self.is_last}
-        return state if self._following is _END else state | {"following": self._following}
+        in_flight = self.count > self.n_done
+        state: dict[str, Any] = {"count": self.n_done, "is_last": self.is_last and not in_flight}
+        return state if self._following is _END or in_flight else state | {"following": self._following}
+
+    @property
+    def n_undone(self) -> int:
+        """Items drawn from the loader that a resumed pass has to draw again: of a step that did not end."""
+        in_flight = self.count - self.n_done
+        return in_flight + (self._following is not _END) if in_flight else 0
 
     def __iter__(self) -> Iterator[Any]:
         state, self._resumed = self._resumed or {}, None
-        self.count = state.get("count", 0)
+        self.count = self.n_done = state.get("count", 0)
         self._following = state.get("following", _END)
         self.is_last = False
         items = iter(self.loader)

@@ -17,7 +17,7 @@ import hashlib
 import random
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -50,8 +50,7 @@ class PlacedLoader:
         self.n_passes = 0
         self._start: dict[str, Any] = {}
         self._resumed: Iterator[Any] | None = None
-        self._is_mapped = _is_mapped(loader)
-        self._placed = self._with_places(loader) if self._is_mapped and loader.num_workers > 0 else None
+        self._mapped = _copied_with_batches(loader) if _is_mapped(loader) else None
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -69,13 +68,23 @@ class PlacedLoader:
         return self._counted(iterator)
 
     def _begin(self) -> Iterator[Any]:
-        self._start = {"rng": capture_rng(include_cuda=False), "epoch": self.epoch, "generators": self._generators()}
         self.n_drawn = 0
         self.n_passes += 1
-        if self._placed is not None:
-            self._key_batches(self._placed, skip=0)
-            return iter(self._placed)
-        return iter(self.loader)
+        if self._mapped is None:
+            self._note_start(b"")
+            return iter(self.loader)
+        batches = _batches_of(self._mapped)
+        batches.begin(self._pass_key() if batches.is_tagged else b"", skip=0, on_start=self._note_start)
+        return iter(self._mapped)
+
+    def _note_start(self, key: bytes) -> None:
+        """Keep the generators' states as the sampler finds them when it draws its order."""
+        self._start = {"rng": capture_rng(include_cuda=False), "generators": self._generators(), "key": key.hex()}
+
+    def _pass_key(self) -> bytes:
+        """Bytes that tell this pass from every other: drawn from nothing, so that no generator moves."""
+        state: bytes = torch.get_rng_state().numpy().tobytes()
+        return hashlib.blake2b(state + f"{self.epoch}:{self.n_passes}".encode(), digest_size=16).digest()
 
     def _counted(self, iterator: Iterator[Any]) -> Iterator[Any]:
         for batch in iterator:
@@ -91,66 +100,66 @@ class PlacedLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the running pass, and what it takes to begin it again; plain data and tensors."""
-        state = {"n_drawn": self.n_drawn, "n_passes": self.n_passes, "start": self._start}
+        state = {"epoch": self.epoch, "n_drawn": self.n_drawn, "n_passes": self.n_passes, "start": self._start}
         state["generators"] = self._generators()
         if self.is_stateful:
             state["loader"] = self.loader.state_dict()
         return state
 
     def resume(self, state: dict[str, Any], *, in_pass: bool) -> None:
-        """Stand where `state` was taken. The generators of the process are left anywhere: restore them afterwards.
+        """Stand where `state` was taken. The global generators are left anywhere: restore them afterwards.
 
         Args:
             state: From `state_dict`.
             in_pass: Whether the pass goes on; if not, only generators and the loader's own state are given back.
         """
-        self.n_drawn, self.n_passes, self._start = state["n_drawn"], state["n_passes"], state["start"]
+        self.epoch, self.n_drawn, self.n_passes = state["epoch"], state["n_drawn"], state["n_passes"]
+        self._start = start = state["start"]
         if self.is_stateful and "loader" in state:
             self.loader.load_state_dict(state["loader"])
             self._resumed = iter(self.loader) if in_pass else None
-            return
-        if not in_pass or not self._start:
+        elif not start:
             self._set_generators(state["generators"])
-            return
-        self.epoch = self._start["epoch"]
-        restore_rng(self._start["rng"])
-        self._set_generators(self._start["generators"])
-        self._resumed = self._iterator_at(self.n_drawn)
-        if not self._is_mapped:
+        elif not in_pass:
+            self._start_persistent_workers()
             self._set_generators(state["generators"])
-
-    def _iterator_at(self, n_batches: int) -> Iterator[Any]:
-        """An iterator over the pass that begins now, with `n_batches` behind it."""
-        if self._is_mapped:
-            loader = self._placed or _copied_with_batches(self.loader)
-            batches = self._key_batches(loader, skip=n_batches)
-            iterator: Iterator[Any] = iter(loader)
+        elif self._mapped is None:
+            restore_rng(start["rng"])
+            self._set_generators(start["generators"])
+            self._resumed = self._redrawn(self.n_drawn)
+            self._set_generators(state["generators"])
+        else:
+            restore_rng(start["rng"])
+            self._set_generators(start["generators"])
+            batches = _batches_of(self._mapped)
+            batches.begin(bytes.fromhex(start["key"]), skip=self.n_drawn)
             batches.prime()
-            return iterator
-        iterator = iter(self.loader)
+            self._resumed = self._iterator_without_seed()
+
+    def _iterator_without_seed(self) -> Any:
+        """An iterator whose seed for workers is not drawn from the loader's own generator, which is past it."""
+        assert self._mapped is not None
+        generator, self._mapped.generator = self._mapped.generator, None
+        iterator: Any = iter(self._mapped)
+        self._mapped.generator = generator
+        return iterator
+
+    def _start_persistent_workers(self) -> None:
+        """Let workers that live for the whole run live already, as they did where the state was taken."""
+        if self._mapped is not None and getattr(self._mapped, "persistent_workers", False):
+            _batches_of(self._mapped).begin(b"", skip=0, is_empty=True)
+            self._iterator_without_seed()
+
+    def _redrawn(self, n_batches: int) -> Iterator[Any]:
+        """An iterator over the pass that begins now, with `n_batches` drawn and dropped."""
         if not isinstance(self.loader, Sequence) and n_batches:
             rank_zero_info(
                 f"Resuming: {_described(self.loader)} keeps no position, so its first {n_batches} batches are drawn "
                 "again and dropped. This takes as long as loading them did; state_dict and load_state_dict avoid it."
             )
+        iterator = iter(self.loader)
         deque(islice(iterator, n_batches), maxlen=0)
         return iterator
-
-    # ---------------------------------------------------------------------------------------------- worker seeds
-
-    def _with_places(self, loader: DataLoader[Any]) -> DataLoader[Any]:
-        """A copy of `loader` whose workers seed themselves for each sample."""
-        return replaced(_copied_with_batches(loader), dataset=PlacedDataset(loader.dataset))
-
-    def _key_batches(self, loader: Any, *, skip: int) -> PlacedBatches:
-        batches: PlacedBatches = loader.batch_sampler if loader.batch_sampler is not None else loader.sampler
-        batches.begin(self._pass_key(), skip)
-        return batches
-
-    def _pass_key(self) -> bytes:
-        """Bytes that tell this pass from every other: drawn from nothing, so that no generator moves."""
-        state = self._start["rng"]["torch"].numpy().tobytes()
-        return hashlib.blake2b(state + str(self._start["epoch"]).encode(), digest_size=16).digest()
 
     # ------------------------------------------------------------------------------------------------- generators
 
@@ -173,13 +182,24 @@ class PlacedBatches:
 
     def __init__(self, batches: Any, *, is_batched: bool, is_tagged: bool) -> None:
         self.batches, self.is_batched, self.is_tagged = batches, is_batched, is_tagged
-        self.key, self.skip = b"", 0
+        self.key, self.skip, self.is_empty = b"", 0, False
+        self.on_start: Callable[[bytes], None] | None = None
         self._head: tuple[Iterator[Any], Any, int] | None = None
         self._is_primed = False
 
-    def begin(self, key: bytes, skip: int) -> None:
-        """Set the key of the pass that is about to begin, and how many batches of it to leave out."""
-        self.key, self.skip, self._is_primed = key, skip, False
+    def begin(
+        self, key: bytes, *, skip: int, on_start: Callable[[bytes], None] | None = None, is_empty: bool = False
+    ) -> None:
+        """Say what the next pass is.
+
+        Args:
+            key: Goes into the seeds of its samples.
+            skip: Batches to leave out.
+            on_start: Called with the key when the sampler is about to draw its order.
+            is_empty: Let the pass have no batch at all.
+        """
+        self.key, self.skip, self.on_start, self.is_empty = key, skip, on_start, is_empty
+        self._is_primed = False
 
     def prime(self) -> None:
         """Run the sampler to the position now, while the generators are as they were when the pass began."""
@@ -210,7 +230,9 @@ class PlacedBatches:
 
     def _advanced(self) -> tuple[Iterator[Any], Any, int]:
         """The sampler's iterator at the position, its next item, and the place of that."""
-        iterator, place = _skip(self.batches, self.skip, is_batched=self.is_batched)
+        if self.on_start is not None:
+            self.on_start(self.key)
+        iterator, place = _skip(() if self.is_empty else self.batches, self.skip, is_batched=self.is_batched)
         return iterator, next(iterator, _END), place
 
 
@@ -327,10 +349,19 @@ def _rest_of_permutation(sampler: RandomSampler, n: int) -> Iterator[int]:
 
 def _copied_with_batches(loader: DataLoader[Any]) -> DataLoader[Any]:
     """A copy of `loader` with `PlacedBatches` in the place of its batch sampler, or of its sampler."""
-    is_tagged = loader.num_workers > 0
+    is_tagged = loader.num_workers > 0  # in the main process samples draw from the run's own generators
+    dataset = PlacedDataset(loader.dataset) if is_tagged else loader.dataset
     if loader.batch_sampler is not None:
-        return replaced(loader, batch_sampler=PlacedBatches(loader.batch_sampler, is_batched=True, is_tagged=is_tagged))
-    return replaced(loader, sampler=PlacedBatches(loader.sampler, is_batched=False, is_tagged=is_tagged))
+        batches = PlacedBatches(loader.batch_sampler, is_batched=True, is_tagged=is_tagged)
+        return replaced(loader, dataset=dataset, batch_sampler=batches)
+    sampler = PlacedBatches(loader.sampler, is_batched=False, is_tagged=is_tagged)
+    return replaced(loader, dataset=dataset, sampler=sampler)
+
+
+def _batches_of(loader: DataLoader[Any]) -> PlacedBatches:
+    found: Any = loader.batch_sampler if loader.batch_sampler is not None else loader.sampler
+    assert isinstance(found, PlacedBatches)
+    return found
 
 
 def _is_mapped(loader: Any) -> bool:

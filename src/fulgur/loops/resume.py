@@ -38,7 +38,9 @@ def capture_epoch(loop: FitLoop, feed: Feed, module: torch.nn.Module) -> dict[st
 
 
 def _fetch_state(loop: FitLoop, loaders: list[dict[str, Any]]) -> dict[str, Any]:
-    state = loop.fetch.state_dict()
+    state, n_undone = loop.fetch.state_dict(), loop.fetch.n_undone
+    for loader in loaders:
+        loader["n_drawn"] -= n_undone
     if "following" in state:
         try:
             state["following"] = to_plain(state["following"], where="the batch that was read ahead")
