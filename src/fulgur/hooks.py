@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fulgur.errors import PossibleUserWarning
 from fulgur.rank import rank_zero_warn
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fulgur.trainer import Trainer
 
 Calls = tuple[Callable[..., Any], ...]
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 
 class Callback:
@@ -280,8 +281,11 @@ def warn_of_slips(owner: object, base: type) -> None:
     earlier = [name for before, after in _EARLIER_NAMES.values() for name in (*before, *after)]
     known = [*(name for name in dir(base) if name.startswith("on_")), *earlier, *_CALLED_ELSEWHERE]
     for name in _own_names(owner, base):
-        nearest = get_close_matches(name, known, n=1, cutoff=0.85) if name.startswith("on_") else []
-        if nearest and name not in known:
+        if not name.startswith("on_") or name in known:
+            continue
+        usual = name.replace("_training_", "_train_").replace("_val_", "_validation_").replace("_begin", "_start")
+        nearest = [usual] if usual in known else get_close_matches(name, known, n=1, cutoff=0.92)
+        if nearest:
             rank_zero_warn(
                 f"{type(owner).__name__} defines {name}, which is no hook and never called. Did you mean {nearest[0]}?",
                 PossibleUserWarning,
@@ -347,6 +351,18 @@ def collect_stage(
                 _check_takes_loader_idx(name, hook)
         setattr(hooks, field.name, tuple(found))
     return hooks
+
+
+def ignores_outputs(hook: Hook) -> Hook:
+    """Mark an ``on_train_batch_end`` that never looks at `outputs`: they are not made for its sake, and may be None."""
+    hook.ignores_outputs = True  # type: ignore[attr-defined]
+    return hook
+
+
+def reads_outputs(hooks: Hooks) -> bool:
+    """Whether someone who listens to the end of a training batch may look at its outputs."""
+    calls = hooks.on_train_batch_end + hooks.on_train_batch_end_monitors
+    return any(not getattr(getattr(call, "func", call), "ignores_outputs", False) for call in calls)
 
 
 def overrides(listener: object, name: str, base: type) -> bool:

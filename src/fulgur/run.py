@@ -26,6 +26,7 @@ from fulgur.hooks import (
     earlier_hooks,
     nearest_own,
     overrides,
+    reads_outputs,
     takes_outputs,
     warn_of_slips,
 )
@@ -434,7 +435,7 @@ def _connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> No
         metrics=trainer.metrics,
         clip_val=trainer.gradient_clip_val,
         clip_algorithm=trainer.gradient_clip_algorithm,
-        reads_outputs=bool(loop.hooks.on_train_batch_end or loop.hooks.on_train_batch_end_monitors),
+        reads_outputs=reads_outputs(loop.hooks),
         reads_epoch_outputs=any(takes_outputs(owner, "on_train_epoch_end") for owner in (*trainer.callbacks, module)),
         listens_to_zero_grad=listens,
     )
@@ -473,7 +474,7 @@ def _recollect(trainer: Trainer, known: list[Any]) -> None:
         module, loop = trainer.lightning_module, trainer.fit_loop
         _lend_log(trainer)
         loop.hooks = collect(known, module, trainer, LightningModule)
-        loop.plan.has_outputs |= bool(loop.hooks.on_train_batch_end or loop.hooks.on_train_batch_end_monitors)
+        loop.plan.has_outputs |= reads_outputs(loop.hooks)
         loop.plan.is_zero_grad_first &= not loop.hooks.on_before_zero_grad
         if is_profiled(trainer):
             time_hooks(loop.hooks, trainer.profiler)

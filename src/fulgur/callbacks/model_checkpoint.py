@@ -16,7 +16,7 @@ from fulgur.checkpoint.location import canonical, is_inside, is_remote, join, li
 from fulgur.checkpoint.names import format_name, name_pattern
 from fulgur.checkpoint.write import checkpoint_exists, link_checkpoint
 from fulgur.errors import CheckpointError, MisconfigurationException, PossibleUserWarning, nearest_name
-from fulgur.hooks import Callback
+from fulgur.hooks import Callback, ignores_outputs
 from fulgur.rank import rank_zero_warn
 
 if TYPE_CHECKING:
@@ -234,6 +234,7 @@ class ModelCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._clock.restart()
 
+    @ignores_outputs
     @_not_counted_as_override(Callback.on_train_batch_end)
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fulgur.callbacks.displays import REDRAW_S, Display, PlainDisplay, RichDisplay, RichProgressBarTheme, Task
 from fulgur.errors import PossibleUserWarning
-from fulgur.hooks import Callback
+from fulgur.hooks import Callback, ignores_outputs
 
 if TYPE_CHECKING:
     from fulgur.module import LightningModule
@@ -207,6 +207,7 @@ class TimedProgressBar(ProgressBar):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin_epoch(trainer, counted_from=0)
 
+    @ignores_outputs
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

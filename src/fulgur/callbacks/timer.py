@@ -11,7 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from fulgur.errors import MisconfigurationException, UnknownArgumentError, nearest_name
-from fulgur.hooks import Callback
+from fulgur.hooks import Callback, ignores_outputs
 from fulgur.rank import rank_zero_info
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ class Timer(Callback):
         self._begin("train")
         self._deadline = self._start["train"] + self._duration_s - self._offset_s
 
+    @ignores_outputs
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
