@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fulgur.data.transfer import find_batch_size
-from fulgur.errors import MisconfigurationException
+from fulgur.errors import MisconfigurationException, nearest_name
 
 Reduction = Literal["mean", "sum", "min", "max"]
 
@@ -192,6 +192,16 @@ class Scope:
     entries: dict[str, Entry] = field(default_factory=dict)
 
 
+class LoggedValues(dict[str, Any]):
+    """Values by name; asking for one that is not there tells which there are."""
+
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(
+            f"{name!r} was not logged. Logged so far: {', '.join(map(repr, sorted(self))) or 'nothing'}."
+            f"{nearest_name(str(name), self)}"
+        )
+
+
 class MetricLog:
     """Everything a run has logged.
 
@@ -213,8 +223,8 @@ class MetricLog:
         self.is_enabled = True
         self.sync: Callable[[list[Entry]], None] | None = None
         self.module: Any = None
-        self.callback_metrics: dict[str, Any] = {}
-        self.logged_metrics: dict[str, Any] = {}
+        self.callback_metrics: dict[str, Any] = LoggedValues()
+        self.logged_metrics: dict[str, Any] = LoggedValues()
         self.progress_bar_metrics: dict[str, float] = {}
         self._scopes: dict[tuple[str, str], Scope] = {}
 

@@ -160,7 +160,7 @@ def predict(trainer: Trainer, call: Call, *, returns: bool) -> list[Any] | None:
         writers: list[Any] = [c for c in trainer.callbacks if hasattr(c, "write_on_batch_end")]
         loop.records_indices = bool(writers)
         loop.keeps_predictions = returns or any(c.interval.on_epoch for c in writers)
-        if sum(loop.feed.n_batches) == 0:
+        if trainer._settings.limit_predict_batches == 0:
             return None
         loop.feed.set_epoch(trainer.current_epoch)
         with InterruptHandler(loop):
