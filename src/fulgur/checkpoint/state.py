@@ -23,8 +23,8 @@ from fulgur.rng import capture_rng
 
 FORMAT_VERSION = 1
 # The version whose layout this is; a reader of that layout demands the key.
-_LAYOUT_VERSION = "2.6.0"
-_VERSION_KEY = "pytorch-lightning_version"
+LAYOUT_VERSION = "2.6.0"
+VERSION_KEY = "pytorch-lightning_version"
 
 
 @dataclass(slots=True)
@@ -68,9 +68,9 @@ def build_checkpoint(contents: Contents, *, weights_only: bool = False) -> dict[
     checkpoint: dict[str, Any] = {
         "epoch": progress.epoch,
         "global_step": progress.global_step,
-        _VERSION_KEY: _LAYOUT_VERSION,
+        VERSION_KEY: LAYOUT_VERSION,
         "state_dict": module.state_dict(),
-        "loops": _loops(contents),
+        "loops": build_loops(contents),
     }
     if not weights_only:
         checkpoint["callbacks"] = _callback_states(contents.callbacks)
@@ -235,7 +235,8 @@ def restore_progress(checkpoint: Mapping[str, Any], contents: Contents) -> None:
 # --------------------------------------------------------------------------------------------- the layout of `loops`
 
 
-def _loops(contents: Contents) -> dict[str, Any]:
+def build_loops(contents: Contents) -> dict[str, Any]:
+    """The counters in the layout that other readers know."""
     progress = contents.progress
     is_open = progress.phase != "start"
     begun = progress.epoch + is_open
