@@ -13,6 +13,7 @@ augmentation does not depend on which worker drew it, how many there are, or whe
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import random
 import sys
@@ -83,7 +84,8 @@ class PlacedLoader:
 
     def _pass_key(self) -> bytes:
         """Bytes that tell this pass from every other: drawn from nothing, so that no generator moves."""
-        state: bytes = torch.get_rng_state().numpy().tobytes()
+        tensor = torch.get_rng_state()
+        state = ctypes.string_at(tensor.data_ptr(), tensor.nbytes)  # there may be no numpy to ask for bytes
         return hashlib.blake2b(state + f"{self.epoch}:{self.n_passes}".encode(), digest_size=16).digest()
 
     def _counted(self, iterator: Iterator[Any]) -> Iterator[Any]:
@@ -157,7 +159,7 @@ class PlacedLoader:
                 f"Resuming: {_described(self.loader)} keeps no position, so its first {n_batches} batches are drawn "
                 "again and dropped. This takes as long as loading them did; state_dict and load_state_dict avoid it."
             )
-        iterator = iter(self.loader)
+        iterator: Iterator[Any] = iter(self.loader)
         deque(islice(iterator, n_batches), maxlen=0)
         return iterator
 
