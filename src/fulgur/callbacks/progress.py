@@ -179,6 +179,8 @@ class TimedProgressBar(ProgressBar):
         self._tasks: list[Task] = []
         self._train_task: Task | None = None
         self._next_draw = 0.0
+        # Batches done, however seldom they are drawn; -1 before the first.
+        self._n_trained = self._n_evaluated = -1
 
     @abstractmethod
     def _build_display(self) -> Display: ...
@@ -211,6 +213,7 @@ class TimedProgressBar(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._n_trained = batch_idx + 1
         if monotonic() < self._next_draw:
             return
         self._advance(batch_idx + 1)
@@ -236,6 +239,7 @@ class TimedProgressBar(ProgressBar):
             return
         if self._train_task is not None:
             self._tasks.remove(self._train_task)
+        self._n_trained = -1
         task = self._train_task = Task(self._epoch_label(trainer), self.total_train_batches, counted_from=counted_from)
         self._begin(task)
 
@@ -260,6 +264,7 @@ class TimedProgressBar(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        self._n_evaluated = batch_idx + 1
         if monotonic() < self._next_draw:
             return
         totals = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
@@ -282,6 +287,7 @@ class TimedProgressBar(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        self._n_evaluated = batch_idx + 1
         if monotonic() < self._next_draw:
             return
         self._advance_evaluation(trainer.num_test_batches, batch_idx, dataloader_idx)
@@ -301,6 +307,7 @@ class TimedProgressBar(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        self._n_evaluated = batch_idx + 1
         if monotonic() < self._next_draw:
             return
         self._advance_evaluation(trainer.num_predict_batches, batch_idx, dataloader_idx)
@@ -309,6 +316,7 @@ class TimedProgressBar(ProgressBar):
         self._end_evaluation(trainer, is_told=False)
 
     def _begin_evaluation(self, description: str, totals: Sequence[float]) -> None:
+        self._n_evaluated = -1
         if self._is_enabled:
             self._begin(Task(description, sum(totals)))
 
@@ -360,7 +368,10 @@ class TimedProgressBar(ProgressBar):
 
     def _finish(self, task: Task) -> None:
         task.metrics = self._read_metrics(from_last_flush=False)
-        if math.isfinite(task.total) and not self.trainer.should_stop:
+        n_done = self._n_trained if task is self._train_task else self._n_evaluated
+        if n_done >= 0 and (task is self._train_task or math.isinf(task.total)):
+            task.done = n_done  # a limit may have cut it short
+        elif math.isfinite(task.total) and not self.trainer.should_stop:
             task.done = int(task.total)
 
     def _leave(self, task: Task) -> None:

@@ -265,7 +265,7 @@ def test_epoch_resumed_midway_counts_its_speed_from_there(capsys: pytest.Capture
 def test_epoch_that_was_stopped_early_shows_how_far_it_came(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
     run = Run(PlainProgressBar(), num_training_batches=40, should_stop=True).start()
     run.train_epoch(clock, batches=12).end()
-    assert capsys.readouterr().out.splitlines()[-1].startswith("Epoch 0/1: 10/40")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Epoch 0/1: 12/40")
 
 
 # ---- what a batch costs -----------------------------------------------------------------------------------------
