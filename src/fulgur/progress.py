@@ -33,6 +33,11 @@ class Progress:
     phase: Phase = "start"
     cut_at: int = 0
 
+    def restart_epoch(self) -> None:
+        """Begin the running epoch anew, where an exception broke it off: its loaders begin anew too."""
+        if self.phase != "start":
+            self.batch, self.phase = 0, "start"
+
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -87,6 +87,7 @@ def fit(trainer: Trainer, call: Call) -> None:
         _connect_training(trainer, call, setup)
         _call_all(loop.hooks.on_fit_start)
         _log_hyperparameters(trainer)
+        loop.progress.restart_epoch()
         if checkpoint is not None:
             checkpoint_state.restore_training(checkpoint, contents_of(trainer))
         settle_epochs(trainer)

@@ -6,8 +6,8 @@ Reading order: `EvaluationLoop.run` -> `_loaders` -> `_batches`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -98,7 +98,7 @@ class EvaluationLoop:
         plan, metrics, scope_of = self.plan, self.metrics, self.metrics.scope_of
         modes = [(module, module.training) for module in plan.module.modules()]
         metrics.clear(self.stage)
-        with context:
+        with context, modes_kept_on_error(modes):
             plan.model_eval()
             self._call(plan.hooks.start, scope_of(f"on_{self.prefix}_start"))
             self._call(plan.hooks.epoch_start, scope_of(f"on_{self.prefix}_epoch_start"))
@@ -114,9 +114,7 @@ class EvaluationLoop:
         if plan.model_train is not None:
             plan.model_train()
         else:
-            for module, training in modes:
-                if module.training is not training:
-                    module.training = training
+            restore_modes(modes)
         return results
 
     # ---------------------------------------------------------------------------------------------- the batches
@@ -203,6 +201,27 @@ class EvaluationLoop:
         self.metrics.scope = scope
         for hook in calls:
             hook()
+
+
+Modes = list[tuple[nn.Module, bool]]
+"""Submodules, each with whether it was in training mode."""
+
+
+def restore_modes(modes: Modes) -> None:
+    """Put every submodule back into its own mode."""
+    for module, training in modes:
+        if module.training is not training:
+            module.training = training
+
+
+@contextmanager
+def modes_kept_on_error(modes: Modes) -> Iterator[None]:
+    """Restore modes after an exception: a model left in eval mode would be trained without dropout the next time."""
+    try:
+        yield
+    except BaseException:
+        restore_modes(modes)
+        raise
 
 
 def grad_free_context(*, inference: bool) -> AbstractContextManager[Any]:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from fulgur.data.transfer import move_to_device
 from fulgur.hooks import Calls
-from fulgur.loops.evaluate import EvalPlan
+from fulgur.loops.evaluate import EvalPlan, modes_kept_on_error, restore_modes
 from fulgur.loops.feed import Feed
 from fulgur.metrics import MetricLog
 
@@ -59,7 +59,7 @@ class PredictLoop:
         plan = self.plan
         modes = [(module, module.training) for module in plan.module.modules()]
         self._predictions, self._indices = [], []
-        with context:
+        with context, modes_kept_on_error(modes):
             plan.model_eval()
             self._call(plan.hooks.start)
             self._call(plan.hooks.epoch_start)
@@ -69,9 +69,7 @@ class PredictLoop:
                 self._batches(index)
             self._call(plan.hooks.epoch_end)
             self._call(plan.hooks.end)
-        for module, training in modes:
-            if module.training is not training:
-                module.training = training
+        restore_modes(modes)
         return self.predictions
 
     def _batches(self, index: int) -> None:
