@@ -33,6 +33,7 @@ from fulgur.hooks import (
 from fulgur.interrupt import InterruptHandler
 from fulgur.loops.evaluate import EvalPlan, EvaluationLoop, grad_free_context
 from fulgur.loops.feed import Feed
+from fulgur.loops.own_steps import run_step
 from fulgur.loops.plan import build_plan, step_of
 from fulgur.loops.results import print_results
 from fulgur.loops.resume import resume_epoch
@@ -443,7 +444,7 @@ def _connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> No
     if is_profiled(trainer):
         _profile_training(trainer)
     for update in loop.plan.updates:
-        update.wrapped.bind(partial(loop.run_step, update), optimizers=setup.optimizers)
+        update.wrapped.bind(partial(run_step, loop, update), optimizers=setup.optimizers)
     loop.write_metrics = partial(_write_metrics, trainer, epoch=lambda: trainer.current_epoch)
     loop.recollect = partial(_recollect, trainer, list(trainer.callbacks))
     loop.load_epoch = partial(_load_epoch, trainer, call)

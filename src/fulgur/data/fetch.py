@@ -174,6 +174,15 @@ class StepIterator:
         return batch
 
 
+def iterator_steps(fetch: Fetch) -> Iterator[StepIterator]:
+    """Hand the iterator itself to each step, for ``training_step(dataloader_iter)``."""
+    iterator, is_last = StepIterator(fetch), False
+    while iterator.has_more:
+        fetch.is_last = is_last = iterator.draws_last
+        yield iterator
+    fetch.is_last = is_last  # as the last step was told, which may have drawn more batches than one
+
+
 def build_transfer(
     log: MetricLog,
     *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
@@ -33,3 +34,10 @@ def clip_gradients(optimizer: Optimizer, clip_val: float, algorithm: str = "norm
         clip_gradients(optimizer, clip_val, algorithm.lower())
     else:
         raise MisconfigurationException(f"gradient_clip_algorithm={algorithm!r} is unknown. Use 'norm' or 'value'.")
+
+
+def scale_gradients(optimizer: Optimizer, factor: float) -> None:
+    """Multiply the gradients of an optimizer's parameters in place, in one kernel."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, factor)
