@@ -1,46 +1,43 @@
 """One run, from entry to exit, in order: what `Trainer.fit`, `validate`, `test` and `predict` do.
 
-Reading order: `fit` -> `_start` -> `_connect_training` -> `_sanity_check` -> `FitLoop.run` -> `_execute` (teardown,
+Reading order: `fit` -> `_start` -> `connect_training` -> `_sanity_check` -> `FitLoop.run` -> `_execute` (teardown,
 always). `evaluate` and `predict` go the same way without the training in the middle.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fulgur.checkpoint import state as checkpoint_state
+from fulgur.connect import PREFIX, (
+    connect_training,
+    eval_context,
+    eval_plan,
+    is_profiled,
+    lend_log,
+    load_evaluation,
+    load_first_validation,
+    load_training,
+)
 from fulgur.datamodule import LightningDataModule
 from fulgur.errors import MisconfigurationException, PossibleUserWarning
 from fulgur.hooks import (
     Callback,
-    EvalHooks,
-    collect,
-    collect_stage,
     earlier_hooks,
     nearest_own,
     overrides,
-    reads_outputs,
-    takes_outputs,
     warn_of_slips,
 )
 from fulgur.interrupt import InterruptHandler
-from fulgur.loops.evaluate import EvalPlan, EvaluationLoop, grad_free_context
-from fulgur.loops.feed import Feed
-from fulgur.loops.own_steps import run_step
-from fulgur.loops.plan import build_plan, step_of
 from fulgur.loops.results import print_results
 from fulgur.loops.resume import resume_epoch
 from fulgur.module import LightningModule
 from fulgur.optim.configure import OptimizerSetup, build_optimizers
-from fulgur.profilers.profiler import PassThroughProfiler
-from fulgur.profilers.wrap import TimedBatches, time_hooks, timed
 from fulgur.rank import rank_zero_warn
 from fulgur.resolve import determinism, merge_module_callbacks
 from fulgur.rng import isolate_rng
@@ -52,15 +49,12 @@ from fulgur.sources import (
     find_source,
     missing_loader,
     settle_epochs,
-    train_feed,
-    transfer_of,
 )
 from fulgur.states import RunningStage, TrainerFn, TrainerStatus
 
 if TYPE_CHECKING:
     from fulgur.trainer import Trainer
 
-_PREFIX = {"val": "validation", "test": "test", "predict": "predict"}
 _FIRST_STAGE = {
     TrainerFn.FITTING: RunningStage.TRAINING,
     TrainerFn.VALIDATING: RunningStage.VALIDATING,
@@ -85,7 +79,7 @@ def fit(trainer: Trainer, call: Call) -> None:
         checkpoint = load(trainer, call)
         _place(trainer)
         setup = _configure_optimizers(trainer, module)
-        _connect_training(trainer, call, setup)
+        connect_training(trainer, call, setup)
         _call_all(loop.hooks.on_fit_start)
         _log_hyperparameters(trainer)
         loop.progress.restart_epoch()
@@ -95,10 +89,10 @@ def fit(trainer: Trainer, call: Call) -> None:
         module.zero_grad()
         with InterruptHandler(loop, trainer._val_loop), _anomaly(trainer):
             _sanity_check(trainer, call)
-            _load_training(trainer, call)
+            load_training(trainer, call)
             _check_resumed_epoch(trainer)
             if not loop.is_done():
-                _load_first_validation(trainer, call)
+                load_first_validation(trainer, call)
                 own = checkpoint.get("fulgur", {}) if checkpoint is not None else {}
                 if "running" in own:
                     resume_epoch(loop, trainer._feeds["train"], module, own["running"], own.get("rng"))
@@ -117,19 +111,19 @@ def evaluate(trainer: Trainer, call: Call) -> list[dict[str, float]]:
     loop = trainer.validate_loop if name == "val" else trainer.test_loop
 
     def body() -> list[dict[str, float]]:
-        _check_has_step(trainer.lightning_module, f"{_PREFIX[name]}_step")
+        _check_has_step(trainer.lightning_module, f"{PREFIX[name]}_step")
         if find_source(trainer, call, name) is None:
             raise MisconfigurationException(missing_loader(trainer, name))
         _start(trainer, call)
         load(trainer, call)
         _place(trainer)
         _log_hyperparameters(trainer)
-        feed = _load_evaluation(trainer, call, name, loop)
+        feed = load_evaluation(trainer, call, name, loop)
         if sum(feed.n_batches) == 0:
             return []
         feed.set_epoch(trainer.current_epoch)
         with InterruptHandler(loop):
-            results = loop.run(context=_eval_context(trainer))
+            results = loop.run(context=eval_context(trainer))
         _move_metrics(trainer)
         if call.is_verbose and trainer.is_global_zero:
             print_results(results, "Validate metric" if name == "val" else "Test metric")
@@ -158,7 +152,7 @@ def predict(trainer: Trainer, call: Call, *, returns: bool) -> list[Any] | None:
         _log_hyperparameters(trainer)
         loop.metrics = trainer.metrics
         loop.feed = eval_feed(trainer, call, "predict")
-        loop.plan = _eval_plan(trainer, module, "predict", loop.feed)
+        loop.plan = eval_plan(trainer, module, "predict", loop.feed)
         writers: list[Any] = [c for c in trainer.callbacks if hasattr(c, "write_on_batch_end")]
         loop.records_indices = bool(writers)
         loop.keeps_predictions = returns or any(c.interval.on_epoch for c in writers)
@@ -166,7 +160,7 @@ def predict(trainer: Trainer, call: Call, *, returns: bool) -> list[Any] | None:
             return None
         loop.feed.set_epoch(trainer.current_epoch)
         with InterruptHandler(loop):
-            return loop.run(context=_eval_context(trainer))
+            return loop.run(context=eval_context(trainer))
 
     predictions: list[Any] | None = _execute(trainer, call, body)
     return predictions if returns else None
@@ -278,7 +272,7 @@ def _attach(trainer: Trainer, call: Call) -> None:
     own = model.configure_callbacks()
     if own:
         trainer.callbacks = merge_module_callbacks(trainer.callbacks, own)
-    _lend_log(trainer)
+    lend_log(trainer)
     warn_of_slips(model, LightningModule)
     for callback in trainer.callbacks:
         warn_of_slips(callback, Callback)
@@ -422,84 +416,6 @@ def _configure_optimizers(trainer: Trainer, module: LightningModule) -> Optimize
     return setup
 
 
-def _connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> None:
-    """Give the fit loop everything it calls."""
-    module, loop = trainer.lightning_module, trainer.fit_loop
-    loop.metrics = trainer.metrics
-    loop.hooks = collect(trainer.callbacks, module, trainer, LightningModule)
-    loop.is_automatic = module.automatic_optimization
-    listens = bool(loop.hooks.on_before_zero_grad)
-    loop.plan = build_plan(
-        module,
-        setup,
-        strategy=trainer.strategy,
-        precision=trainer.precision_plugin,
-        metrics=trainer.metrics,
-        clip_val=trainer.gradient_clip_val,
-        clip_algorithm=trainer.gradient_clip_algorithm,
-        reads_outputs=reads_outputs(loop.hooks),
-        reads_epoch_outputs=any(takes_outputs(owner, "on_train_epoch_end") for owner in (*trainer.callbacks, module)),
-        listens_to_zero_grad=listens,
-    )
-    if is_profiled(trainer):
-        _profile_training(trainer)
-    for update in loop.plan.updates:
-        update.wrapped.bind(partial(run_step, loop, update), optimizers=setup.optimizers)
-    loop.write_metrics = partial(_write_metrics, trainer, epoch=lambda: trainer.current_epoch)
-    loop.recollect = partial(_recollect, trainer, list(trainer.callbacks))
-    loop.load_epoch = partial(_load_epoch, trainer, call)
-    loop.before_epochs = loop.validate = None
-
-
-def is_profiled(trainer: Trainer) -> bool:
-    """Whether somebody measures the run."""
-    return not isinstance(trainer.profiler, PassThroughProfiler)
-
-
-def _profile_training(trainer: Trainer) -> None:
-    """Measure hooks, steps, backward passes and optimizer steps; the latter hold the former two, as users know it."""
-    module, plan, profiler = trainer.lightning_module, trainer.fit_loop.plan, trainer.profiler
-    prefix = f"[LightningModule]{type(module).__name__}"
-    time_hooks(trainer.fit_loop.hooks, profiler)
-    plan.training_step = timed(profiler, f"{prefix}.training_step", plan.training_step)
-    plan.backward = timed(profiler, f"{prefix}.backward", module.backward)
-    for update in plan.updates:
-        update.training_step = timed(profiler, f"{prefix}.training_step", update.training_step)
-    if module.automatic_optimization:
-        plan.optimizer_step = timed(profiler, f"{prefix}.optimizer_step", module.optimizer_step)
-
-
-def _recollect(trainer: Trainer, known: list[Any]) -> None:
-    """Callbacks that came or went during the run take effect with the next epoch."""
-    if trainer.callbacks != known:
-        known[:] = trainer.callbacks
-        module, loop = trainer.lightning_module, trainer.fit_loop
-        _lend_log(trainer)
-        loop.hooks = collect(known, module, trainer, LightningModule)
-        loop.plan.has_outputs |= reads_outputs(loop.hooks)
-        loop.plan.is_zero_grad_first &= not loop.hooks.on_before_zero_grad
-        if is_profiled(trainer):
-            time_hooks(loop.hooks, trainer.profiler)
-        if "val" in trainer._feeds:
-            plan = trainer._val_loop.plan
-            plan.hooks = _stage_hooks(trainer, "validation", passes_loader_idx=plan.passes_loader_idx)
-
-
-def _lend_log(trainer: Trainer) -> None:
-    """Callbacks log through the module."""
-    module = trainer.lightning_module
-    for callback in trainer.callbacks:
-        callback.log, callback.log_dict = module.log, module.log_dict  # type: ignore[attr-defined]
-
-
-def _stage_hooks(trainer: Trainer, prefix: str, *, passes_loader_idx: bool) -> EvalHooks:
-    module, callbacks = trainer.lightning_module, trainer.callbacks
-    hooks = collect_stage(prefix, callbacks, module, trainer, LightningModule, passes_loader_idx=passes_loader_idx)
-    if is_profiled(trainer):
-        time_hooks(hooks, trainer.profiler)
-    return hooks
-
-
 def _check_resumed_epoch(trainer: Trainer) -> None:
     max_epochs, epoch = trainer.max_epochs, trainer.current_epoch
     if trainer._loaded_ckpt_path is not None and max_epochs not in (None, -1) and epoch > max_epochs:
@@ -518,7 +434,7 @@ def _sanity_check(trainer: Trainer, call: Call) -> None:
     trainer.state.stage = RunningStage.SANITY_CHECKING
     with isolate_rng():
         _call_all(hooks.on_sanity_check_start)
-        feed = _load_evaluation(trainer, call, "val", loop)
+        feed = load_evaluation(trainer, call, "val", loop)
         feed.set_epoch(progress.epoch)
         if sum(feed.n_batches):
             loop.run(context=torch.no_grad(), at_most=limits.n_sanity_batches, writes=False)
@@ -529,141 +445,10 @@ def _sanity_check(trainer: Trainer, call: Call) -> None:
     trainer.state.stage = previous
 
 
-def _load_training(trainer: Trainer, call: Call) -> None:
-    """Ask for the training loader, and settle everything that depends on its length."""
-    loop, limits = trainer.fit_loop, trainer.fit_loop.limits
-    feed = train_feed(trainer, call)
-    loop.fetch = feed.fetch(0, transfer_of(trainer, 0) if not loop.plan.takes_iterator else None)
-    if is_profiled(trainer):
-        loop.fetch.loader = TimedBatches(loop.fetch.loader, trainer.profiler, "[Trainer]next_training_batch")
-    trainer._loaded_at["train"] = trainer.current_epoch
-    loop.n_batches, loop.is_sized = feed.n_batches[0], feed.is_sized[0]
-    loop.val_every = _validation_interval(limits, feed)
-    if loop.validate is None and can_validate(trainer, call):
-        loop.validate = partial(_validate_in_fit, trainer, call)
-
-
-def _load_first_validation(trainer: Trainer, call: Call) -> None:
-    """Ask for the validation loader before training starts, if the first epoch will need it."""
-    every, epoch = trainer.check_val_every_n_epoch, trainer.current_epoch
-    is_due = every is None or (epoch + 1) % every == 0
-    if trainer.fit_loop.validate is not None and is_due and "val" not in trainer._feeds:
-        _load_evaluation(trainer, call, "val", trainer._val_loop)
-        trainer._loaded_at["val"] = epoch
-
-
-def _validation_interval(limits: Any, feed: Feed) -> float:
-    """Batches between two validations."""
-    interval, n_batches = limits.val_check_interval, feed.n_batches[0]
-    if isinstance(interval, timedelta):
-        return math.inf
-    if isinstance(interval, int):
-        if limits.check_val_every_n_epoch is not None and interval > n_batches > 0:
-            raise ValueError(
-                f"val_check_interval={interval} is more than the {n_batches} training batches of an epoch, so that "
-                "validation would never run. Lower it, or pass check_val_every_n_epoch=None to count across epochs."
-            )
-        return interval
-    if math.isinf(n_batches):
-        if interval != 1.0:
-            raise MisconfigurationException(
-                f"val_check_interval={interval} is a fraction of an epoch, and the training loader has no length. Use "
-                "an int to validate every so many batches, or limit_train_batches=n."
-            )
-        return math.inf
-    return max(1, int(n_batches * interval))
-
-
-def _load_epoch(trainer: Trainer, call: Call, epoch: int) -> None:
-    """Before an epoch: new loaders if they are due, and the epoch for samplers that want it."""
-    every = trainer.reload_dataloaders_every_n_epochs
-    if every and epoch - trainer._loaded_at["train"] >= every:
-        del trainer._feeds["train"]
-        _load_training(trainer, call)
-    trainer._feeds["train"].set_epoch(epoch)
-
-
-def _validate_in_fit(trainer: Trainer, call: Call) -> None:
-    """One validation between two training batches."""
-    fit_loop, loop, module = trainer.fit_loop, trainer._val_loop, trainer.lightning_module
-    every, loaded_at = trainer.reload_dataloaders_every_n_epochs, trainer._loaded_at
-    previous, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
-    if not _holds_gradients(fit_loop, module):
-        module.on_validation_model_zero_grad()
-    if "val" not in trainer._feeds or (every and trainer.current_epoch - loaded_at.get("val", -math.inf) >= every):
-        _load_evaluation(trainer, call, "val", loop)
-        loaded_at["val"] = trainer.current_epoch
-    loop.feed.set_epoch(trainer.current_epoch)
-    if sum(loop.feed.n_batches):
-        loop.run(context=torch.no_grad(), before_end=partial(setattr, fit_loop.progress, "phase", "validated"))
-    trainer.state.stage = previous
-
-
-def _holds_gradients(loop: Any, module: LightningModule) -> bool:
-    """Whether gradients are still needed: within a window, and in manual optimization unless the module says so."""
-    if not loop.is_automatic:
-        return not overrides(module, "on_validation_model_zero_grad", LightningModule)
-    return any(update.n_backward for update in loop.plan.updates)
-
-
 # ------------------------------------------------------------------------------------------------------ evaluation
 
 
-def _load_evaluation(trainer: Trainer, call: Call, name: str, loop: EvaluationLoop) -> Feed:
-    """Ask for the loaders of an evaluation and connect its loop."""
-    loop.metrics = trainer.metrics
-    loop.feed = eval_feed(trainer, call, name)
-    loop.plan = _eval_plan(trainer, trainer.lightning_module, _PREFIX[name], loop.feed)
-    loop.write_metrics = partial(_write_metrics, trainer, epoch=lambda: trainer.current_epoch)
-    loop.write_steps = partial(_write_metrics, trainer, epoch=None)
-    loop.log_step = lambda: trainer.log_step
-    loop.log_every = trainer.log_every_n_steps
-    return loop.feed
-
-
-def _eval_plan(trainer: Trainer, module: LightningModule, prefix: str, feed: Feed) -> EvalPlan:
-    n_loaders = len(feed.loaders)
-    own = partial(overrides, module, base=LightningModule)
-    step = step_of(
-        module,
-        f"{prefix}_step",
-        strategy=trainer.strategy,
-        precision=trainer.precision_plugin,
-        passes_loader_idx=n_loaders > 1,
-    )
-    if is_profiled(trainer):
-        step = timed(trainer.profiler, f"[LightningModule]{type(module).__name__}.{prefix}_step", step)
-    return EvalPlan(
-        module=module,
-        step=step,
-        hooks=_stage_hooks(trainer, prefix, passes_loader_idx=n_loaders > 1),
-        transfers=[transfer_of(trainer, index) for index in range(n_loaders)],
-        passes_loader_idx=n_loaders > 1,
-        model_eval=getattr(module, f"on_{prefix}_model_eval"),
-        model_train=getattr(module, name) if own(name := f"on_{prefix}_model_train") else None,
-        epoch_end=getattr(module, f"{prefix}_epoch_end", None),
-    )
-
-
-def _eval_context(trainer: Trainer) -> Any:
-    return grad_free_context(inference=trainer._settings.inference_mode)
-
-
 # ----------------------------------------------------------------------------------------------- metrics and files
-
-
-def _write_metrics(
-    trainer: Trainer, values: dict[str, float], step: int, *, epoch: Callable[[], int] | None = None
-) -> None:
-    """Send values to every logger. A logged name "step" replaces the axis."""
-    values = dict(values)
-    if "step" in values:
-        step = int(values.pop("step"))
-    elif epoch is not None:
-        values.setdefault("epoch", epoch())
-    for logger in trainer.loggers:
-        logger.log_metrics(dict(values), step=step)
-        logger.save()
 
 
 def _move_metrics(trainer: Trainer) -> None:

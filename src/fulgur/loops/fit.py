@@ -89,7 +89,6 @@ class FitLoop:
     def run(self) -> None:
         """Run epochs until `max_epochs`, `max_steps` or `should_stop`."""
         scopes = self.plan.scopes
-        self.last_validation = time.monotonic()
         self.call(self.hooks.on_train_start, scopes.train_start)
         if self.before_epochs is not None:
             self.before_epochs()

@@ -1,0 +1,253 @@
+"""Gives the loops of a Trainer everything they call: plans, hooks, loaders, loggers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fulgur.errors import MisconfigurationException
+from fulgur.hooks import (
+    EvalHooks,
+    collect,
+    collect_stage,
+    overrides,
+    reads_outputs,
+    takes_outputs,
+)
+from fulgur.loops.evaluate import EvalPlan, EvaluationLoop, grad_free_context
+from fulgur.loops.feed import Feed
+from fulgur.loops.own_steps import run_step
+from fulgur.loops.plan import build_plan, step_of
+from fulgur.module import LightningModule
+from fulgur.optim.configure import OptimizerSetup
+from fulgur.profilers.profiler import PassThroughProfiler
+from fulgur.profilers.wrap import TimedBatches, time_hooks, timed
+from fulgur.sources import (
+    Call,
+    can_validate,
+    eval_feed,
+    train_feed,
+    transfer_of,
+)
+from fulgur.states import RunningStage
+
+if TYPE_CHECKING:
+    from fulgur.trainer import Trainer
+
+PREFIX = {"val": "validation", "test": "test", "predict": "predict"}
+
+
+def connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> None:
+    """Give the fit loop everything it calls."""
+    module, loop = trainer.lightning_module, trainer.fit_loop
+    loop.metrics = trainer.metrics
+    loop.hooks = collect(trainer.callbacks, module, trainer, LightningModule)
+    loop.is_automatic = module.automatic_optimization
+    listens = bool(loop.hooks.on_before_zero_grad)
+    loop.plan = build_plan(
+        module,
+        setup,
+        strategy=trainer.strategy,
+        precision=trainer.precision_plugin,
+        metrics=trainer.metrics,
+        clip_val=trainer.gradient_clip_val,
+        clip_algorithm=trainer.gradient_clip_algorithm,
+        reads_outputs=reads_outputs(loop.hooks),
+        reads_epoch_outputs=any(takes_outputs(owner, "on_train_epoch_end") for owner in (*trainer.callbacks, module)),
+        listens_to_zero_grad=listens,
+    )
+    if is_profiled(trainer):
+        _profile_training(trainer)
+    for update in loop.plan.updates:
+        update.wrapped.bind(partial(run_step, loop, update), optimizers=setup.optimizers)
+    loop.write_metrics = partial(_write_metrics, trainer, epoch=lambda: trainer.current_epoch)
+    loop.recollect = partial(_recollect, trainer, list(trainer.callbacks))
+    loop.load_epoch = partial(_load_epoch, trainer, call)
+    loop.before_epochs = loop.validate = None
+    loop.last_validation = time.monotonic()
+
+
+def is_profiled(trainer: Trainer) -> bool:
+    """Whether somebody measures the run."""
+    return not isinstance(trainer.profiler, PassThroughProfiler)
+
+
+def _profile_training(trainer: Trainer) -> None:
+    """Measure hooks, steps, backward passes and optimizer steps; the latter hold the former two, as users know it."""
+    module, plan, profiler = trainer.lightning_module, trainer.fit_loop.plan, trainer.profiler
+    prefix = f"[LightningModule]{type(module).__name__}"
+    time_hooks(trainer.fit_loop.hooks, profiler)
+    plan.training_step = timed(profiler, f"{prefix}.training_step", plan.training_step)
+    plan.backward = timed(profiler, f"{prefix}.backward", module.backward)
+    for update in plan.updates:
+        update.training_step = timed(profiler, f"{prefix}.training_step", update.training_step)
+    if module.automatic_optimization:
+        plan.optimizer_step = timed(profiler, f"{prefix}.optimizer_step", module.optimizer_step)
+
+
+def _recollect(trainer: Trainer, known: list[Any]) -> None:
+    """Callbacks that came or went during the run take effect with the next epoch."""
+    if trainer.callbacks != known:
+        known[:] = trainer.callbacks
+        module, loop = trainer.lightning_module, trainer.fit_loop
+        lend_log(trainer)
+        loop.hooks = collect(known, module, trainer, LightningModule)
+        loop.plan.has_outputs |= reads_outputs(loop.hooks)
+        loop.plan.is_zero_grad_first &= not loop.hooks.on_before_zero_grad
+        if is_profiled(trainer):
+            time_hooks(loop.hooks, trainer.profiler)
+        if "val" in trainer._feeds:
+            plan = trainer._val_loop.plan
+            plan.hooks = _stage_hooks(trainer, "validation", passes_loader_idx=plan.passes_loader_idx)
+
+
+def lend_log(trainer: Trainer) -> None:
+    """Callbacks log through the module."""
+    module = trainer.lightning_module
+    for callback in trainer.callbacks:
+        callback.log, callback.log_dict = module.log, module.log_dict  # type: ignore[attr-defined]
+
+
+def _stage_hooks(trainer: Trainer, prefix: str, *, passes_loader_idx: bool) -> EvalHooks:
+    module, callbacks = trainer.lightning_module, trainer.callbacks
+    hooks = collect_stage(prefix, callbacks, module, trainer, LightningModule, passes_loader_idx=passes_loader_idx)
+    if is_profiled(trainer):
+        time_hooks(hooks, trainer.profiler)
+    return hooks
+
+
+def load_training(trainer: Trainer, call: Call) -> None:
+    """Ask for the training loader, and settle everything that depends on its length."""
+    loop, limits = trainer.fit_loop, trainer.fit_loop.limits
+    feed = train_feed(trainer, call)
+    loop.fetch = feed.fetch(0, transfer_of(trainer, 0) if not loop.plan.takes_iterator else None)
+    if is_profiled(trainer):
+        loop.fetch.loader = TimedBatches(loop.fetch.loader, trainer.profiler, "[Trainer]next_training_batch")
+    trainer._loaded_at["train"] = trainer.current_epoch
+    loop.n_batches, loop.is_sized = feed.n_batches[0], feed.is_sized[0]
+    loop.val_every = _validation_interval(limits, feed)
+    if loop.validate is None and can_validate(trainer, call):
+        loop.validate = partial(_validate_in_fit, trainer, call)
+
+
+def load_first_validation(trainer: Trainer, call: Call) -> None:
+    """Ask for the validation loader before training starts, if the first epoch will need it."""
+    every, epoch = trainer.check_val_every_n_epoch, trainer.current_epoch
+    is_due = every is None or (epoch + 1) % every == 0
+    if trainer.fit_loop.validate is not None and is_due and "val" not in trainer._feeds:
+        load_evaluation(trainer, call, "val", trainer._val_loop)
+        trainer._loaded_at["val"] = epoch
+
+
+def _validation_interval(limits: Any, feed: Feed) -> float:
+    """Batches between two validations."""
+    interval, n_batches = limits.val_check_interval, feed.n_batches[0]
+    if isinstance(interval, timedelta):
+        return math.inf
+    if isinstance(interval, int):
+        if limits.check_val_every_n_epoch is not None and interval > n_batches > 0:
+            raise ValueError(
+                f"val_check_interval={interval} is more than the {n_batches} training batches of an epoch, so that "
+                "validation would never run. Lower it, or pass check_val_every_n_epoch=None to count across epochs."
+            )
+        return interval
+    if math.isinf(n_batches):
+        if interval != 1.0:
+            raise MisconfigurationException(
+                f"val_check_interval={interval} is a fraction of an epoch, and the training loader has no length. Use "
+                "an int to validate every so many batches, or limit_train_batches=n."
+            )
+        return math.inf
+    return max(1, int(n_batches * interval))
+
+
+def _load_epoch(trainer: Trainer, call: Call, epoch: int) -> None:
+    """Before an epoch: new loaders if they are due, and the epoch for samplers that want it."""
+    every = trainer.reload_dataloaders_every_n_epochs
+    if every and epoch - trainer._loaded_at["train"] >= every:
+        del trainer._feeds["train"]
+        load_training(trainer, call)
+    trainer._feeds["train"].set_epoch(epoch)
+
+
+def _validate_in_fit(trainer: Trainer, call: Call) -> None:
+    """One validation between two training batches."""
+    fit_loop, loop, module = trainer.fit_loop, trainer._val_loop, trainer.lightning_module
+    every, loaded_at = trainer.reload_dataloaders_every_n_epochs, trainer._loaded_at
+    previous, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
+    if not _holds_gradients(fit_loop, module):
+        module.on_validation_model_zero_grad()
+    if "val" not in trainer._feeds or (every and trainer.current_epoch - loaded_at.get("val", -math.inf) >= every):
+        load_evaluation(trainer, call, "val", loop)
+        loaded_at["val"] = trainer.current_epoch
+    loop.feed.set_epoch(trainer.current_epoch)
+    if sum(loop.feed.n_batches):
+        loop.run(context=torch.no_grad(), before_end=partial(setattr, fit_loop.progress, "phase", "validated"))
+    trainer.state.stage = previous
+
+
+def _holds_gradients(loop: Any, module: LightningModule) -> bool:
+    """Whether gradients are still needed: within a window, and in manual optimization unless the module says so."""
+    if not loop.is_automatic:
+        return not overrides(module, "on_validation_model_zero_grad", LightningModule)
+    return any(update.n_backward for update in loop.plan.updates)
+
+
+def load_evaluation(trainer: Trainer, call: Call, name: str, loop: EvaluationLoop) -> Feed:
+    """Ask for the loaders of an evaluation and connect its loop."""
+    loop.metrics = trainer.metrics
+    loop.feed = eval_feed(trainer, call, name)
+    loop.plan = eval_plan(trainer, trainer.lightning_module, PREFIX[name], loop.feed)
+    loop.write_metrics = partial(_write_metrics, trainer, epoch=lambda: trainer.current_epoch)
+    loop.write_steps = partial(_write_metrics, trainer, epoch=None)
+    loop.log_step = lambda: trainer.log_step
+    loop.log_every = trainer.log_every_n_steps
+    return loop.feed
+
+
+def eval_plan(trainer: Trainer, module: LightningModule, prefix: str, feed: Feed) -> EvalPlan:
+    n_loaders = len(feed.loaders)
+    own = partial(overrides, module, base=LightningModule)
+    step = step_of(
+        module,
+        f"{prefix}_step",
+        strategy=trainer.strategy,
+        precision=trainer.precision_plugin,
+        passes_loader_idx=n_loaders > 1,
+    )
+    if is_profiled(trainer):
+        step = timed(trainer.profiler, f"[LightningModule]{type(module).__name__}.{prefix}_step", step)
+    return EvalPlan(
+        module=module,
+        step=step,
+        hooks=_stage_hooks(trainer, prefix, passes_loader_idx=n_loaders > 1),
+        transfers=[transfer_of(trainer, index) for index in range(n_loaders)],
+        passes_loader_idx=n_loaders > 1,
+        model_eval=getattr(module, f"on_{prefix}_model_eval"),
+        model_train=getattr(module, name) if own(name := f"on_{prefix}_model_train") else None,
+        epoch_end=getattr(module, f"{prefix}_epoch_end", None),
+    )
+
+
+def eval_context(trainer: Trainer) -> Any:
+    return grad_free_context(inference=trainer._settings.inference_mode)
+
+
+def _write_metrics(
+    trainer: Trainer, values: dict[str, float], step: int, *, epoch: Callable[[], int] | None = None
+) -> None:
+    """Send values to every logger. A logged name "step" replaces the axis."""
+    values = dict(values)
+    if "step" in values:
+        step = int(values.pop("step"))
+    elif epoch is not None:
+        values.setdefault("epoch", epoch())
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(values), step=step)
+        logger.save()
