@@ -417,9 +417,11 @@ def _check_takes_loader_idx(name: str, hook: Any) -> None:
 
 
 def _adapted(hook: Callable[..., Any], name: str, trainer: Any) -> Callable[..., Any]:
-    """`hook` with what 1.x code may require: a `dataloader_idx` in every batch hook, outputs at the end of an epoch."""
+    """`hook` with what 1.x code may require: a `dataloader_idx`, an `optimizer_idx`, outputs at an epoch's end."""
     if name == "on_train_epoch_end" and _takes_outputs(hook):
         return _WithOutputs(hook, lambda: trainer.fit_loop.nested_outputs())
+    if name == "on_before_optimizer_step" and _requires(hook, "optimizer_idx"):
+        return _WithOptimizerIndex(hook, lambda: trainer.optimizers)
     if name == "on_predict_epoch_end" and _takes_outputs(hook):
         return _WithOutputs(hook, lambda: trainer.predict_loop.predictions_by_loader)
     return _DefaultIndex(hook) if _requires(hook, "dataloader_idx") else hook
@@ -440,6 +442,18 @@ def _requires(hook: Callable[..., Any], name: str) -> bool:
     except (TypeError, ValueError):
         return False
     return parameter is not None and parameter.default is parameter.empty
+
+
+class _WithOptimizerIndex:
+    """Calls a hook of 1.x with the index of the optimizer after it."""
+
+    __slots__ = ("find_optimizers", "hook")
+
+    def __init__(self, hook: Callable[..., Any], find_optimizers: Callable[[], list[Any]]) -> None:
+        self.hook, self.find_optimizers = hook, find_optimizers
+
+    def __call__(self, *args: Any) -> Any:
+        return self.hook(*args, next(i for i, o in enumerate(self.find_optimizers()) if o is args[-1]))
 
 
 class _WithOutputs:

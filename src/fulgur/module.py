@@ -325,6 +325,8 @@ class LightningModule(HyperparametersMixin, nn.Module):
         batch_idx: int,
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
+        *earlier: Any,
+        **flags: Any,
     ) -> None:
         """Run one optimizer step; override to warm up a learning rate or to step less often.
 
@@ -333,8 +335,11 @@ class LightningModule(HyperparametersMixin, nn.Module):
             batch_idx: Index of the batch.
             optimizer: The optimizer, wrapped; ``step`` applies precision and clipping.
             optimizer_closure: Runs forward and backward. Must be called, normally by passing it on.
+            *earlier: An override of 1.x passes the optimizer's index before the closure.
+            **flags: Others that it passes on; without effect.
         """
-        optimizer.step(closure=optimizer_closure)
+        closure = next((value for value in (optimizer_closure, *earlier) if callable(value)), None)
+        optimizer.step(closure=closure)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Clear gradients at the beginning of an accumulation window."""
@@ -342,6 +347,8 @@ class LightningModule(HyperparametersMixin, nn.Module):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute gradients. `loss` is divided by the window's length and scaled under 16-mixed."""
+        if args and hasattr(args[0], "param_groups"):  # an override of 1.x passes the optimizer and its index
+            args = args[2:]
         loss.backward(*args, **kwargs)
 
     def configure_gradient_clipping(
@@ -416,12 +423,17 @@ class LightningModule(HyperparametersMixin, nn.Module):
             )
         (self._trainer or self.trainer).fit_loop.manual_backward(loss, *args, **kwargs)
 
-    def toggle_optimizer(self, optimizer: Optimizer) -> None:
-        """Let only this optimizer's parameters require gradients, until `untoggle_optimizer`."""
+    def toggle_optimizer(self, optimizer: Optimizer, optimizer_idx: int | None = None) -> None:
+        """Let only this optimizer's parameters require gradients, until `untoggle_optimizer`.
+
+        Args:
+            optimizer: Whose parameters.
+            optimizer_idx: Accepted for 1.x; without effect.
+        """
         self.__dict__["_toggled"] = toggle_parameters(optimizer, self.trainer.optimizers)
 
-    def untoggle_optimizer(self, optimizer: Optimizer) -> None:
-        """Undo `toggle_optimizer`."""
+    def untoggle_optimizer(self, optimizer: Optimizer | int | None = None) -> None:
+        """Undo `toggle_optimizer`. The argument, in 1.x an index, has no effect: one optimizer is toggled at a time."""
         untoggle_parameters(self.__dict__.pop("_toggled", []))
 
     @contextmanager

@@ -1,8 +1,8 @@
 """The fit loop: everything that happens between two batches, top to bottom, in this file.
 
-Reading order: `FitLoop.run` -> `_epoch` -> `_batches` -> `_automatic_step` -> `_forward_backward` ->
-`_before_optimizer_step` (or `_manual_step`). Whatever can be decided before the first batch is decided in `StepPlan`
-and `Hooks`; a step only calls.
+Reading order: `FitLoop.run` -> `_epoch` -> `_batches` -> `_step_one` -> `forward_backward` -> `before_optimizer_step`.
+With several optimizers `_step_each` stands between; steps that the user runs himself are in `own_steps.py`. Whatever can
+be decided before the first batch is decided in `StepPlan` and `Hooks`; a step only calls.
 
 Three rules keep a step cheap; tests/overhead holds them by counting:
 
@@ -27,7 +27,7 @@ from fulgur.loops.epoch import end_epoch, finish_early_loader, is_validation_due
 from fulgur.loops.faults import explain_backward, unusable_output
 from fulgur.loops.limits import Limits, window_length
 from fulgur.loops.outputs import detached, nested_outputs, step_outputs
-from fulgur.loops.own_steps import closure_step, manual_backward, manual_step, run_without_optimizer
+from fulgur.loops.own_steps import closure_step, manual_backward, manual_step
 from fulgur.loops.plan import StepPlan, Update
 from fulgur.metrics import MetricLog, Scope
 from fulgur.optim.clip import scale_gradients
@@ -71,7 +71,6 @@ class FitLoop:
         self.write_metrics: Callable[[dict[str, float], int], None] = lambda values, step: None
         self.manual_backward = partial(manual_backward, self)
         self.nested_outputs = partial(nested_outputs, self)
-        self._manual_step = partial(manual_step, self)
         self.updated = False
         self.last_validation = time.monotonic()
 
@@ -133,12 +132,12 @@ class FitLoop:
         plan, hooks, metrics, progress, fetch = self.plan, self.hooks, self.metrics, self.progress, self.fetch
         scopes, schedulers, limits = plan.scopes, plan.schedulers, self.limits
         accumulate, max_steps, log_every = limits.accumulate, limits.max_steps, limits.log_every_n_steps
-        step = self._automatic_step if self.is_automatic else self._manual_step
+        starts, own_start = hooks.on_train_batch_start, hooks.module_batch_start
+        ends, monitors = hooks.on_train_batch_end, hooks.on_train_batch_end_monitors
+        by_step, plateau_by_step = schedulers.by_step, schedulers.plateau_by_step
         if settle_resumed_batch(self):
             return False
-        if self.is_automatic and len(plan.updates) > 1:
-            for update in plan.updates:
-                update.foreign = foreign_parameters(update.optimizer, plan.optimizers)
+        step = self._choose_step()
         is_cut = False
 
         # ------------------------------------------------------------------------------------------------ one batch
@@ -146,39 +145,43 @@ class FitLoop:
             batch_idx, is_last = progress.batch, fetch.is_last
             progress.log_step = progress.global_step
             metrics.batch, metrics.batch_size = batch, None
-            metrics.scope = scopes.batch_start
-            for hook in hooks.on_train_batch_start:
-                hook(batch, batch_idx)
-            if hooks.module_batch_start and hooks.module_batch_start[0](batch, batch_idx) == -1:
+            if starts or own_start:
+                metrics.scope = scopes.batch_start
+                for hook in starts:
+                    hook(batch, batch_idx)
+            if own_start and own_start[0](batch, batch_idx) == -1:
                 progress.log_step -= self.updated  # this batch does not run
                 self.step_epoch_schedulers()
                 break
 
             updates = accumulate == 1 or is_last or (batch_idx + 1) % accumulate == 0
+            self.updated = False
             outputs = step(batch, batch_idx, updates)  # <- the step
+            if plan.epoch_outputs is not None:
+                plan.epoch_outputs.append(detached(outputs))
 
             progress.batch = batch_idx + 1
             progress.batches_total += 1
             fetch.n_done = fetch.count
             progress.phase = "batch"
-            if self.updated and schedulers.by_step:
-                schedulers.step(schedulers.by_step, batch_idx + 1)
+            if by_step and self.updated:
+                schedulers.step(by_step, batch_idx + 1)
             if is_last:
                 self.step_epoch_schedulers()
             metrics.scope = scopes.batch_end
-            for hook in hooks.on_train_batch_end:
+            for hook in ends:
                 hook(outputs, batch, batch_idx)
             if self.updated and log_every and (progress.global_step % log_every == 0 or self.should_stop):
                 self._write_step()
-            for hook in hooks.on_train_batch_end_monitors:
+            for hook in monitors:
                 hook(outputs, batch, batch_idx)
             metrics.scope = metrics.batch = batch = outputs = None
             if self.interrupt is not None and updates:
                 self.interrupt()
             if self.validate is not None and is_validation_due(self, batch_idx, is_last):
                 self.run_validation()
-            if schedulers.plateau_by_step and self.updated:
-                schedulers.step(schedulers.plateau_by_step, batch_idx + 1)
+            if plateau_by_step and self.updated:
+                schedulers.step(plateau_by_step, batch_idx + 1)
                 progress.phase = "settled"
             if progress.global_step >= max_steps or (self.should_stop and self.may_stop(progress.epoch)):
                 is_cut = not is_last
@@ -189,52 +192,54 @@ class FitLoop:
         metrics.scope = metrics.batch = None
         return is_cut
 
-    def _automatic_step(self, batch: Any, batch_idx: int, updates: bool) -> Any:
-        """Forward, backward and, on the last batch of a window, the optimizer step; for each optimizer.
+    def _choose_step(self) -> Callable[[Any, int, bool], Any]:
+        """The step of this module's kind. Takes batch, its index, and whether it completes an accumulation window."""
+        updates = self.plan.updates
+        if not self.is_automatic or not updates:
+            return partial(manual_step, self)
+        if len(updates) == 1:
+            return partial(self._step_one, updates[0])
+        for update in updates:
+            update.foreign = foreign_parameters(update.optimizer, self.plan.optimizers)
+        return self._step_each
+
+    def _step_each(self, batch: Any, batch_idx: int, updates: bool) -> Any:
+        """A step of each optimizer whose turn it is, the parameters of the others switched off meanwhile."""
+        plan, outputs = self.plan, []
+        active = (plan.updates[plan.turns[batch_idx % len(plan.turns)]],) if plan.turns else plan.updates
+        for update in active:
+            state = switch_off(update.foreign)
+            outputs.append(self._step_one(update, batch, batch_idx, updates))
+            untoggle_parameters(state)
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def _step_one(self, update: Update, batch: Any, batch_idx: int, updates: bool) -> Any:
+        """Forward, backward and, on the last batch of an accumulation window, the optimizer's step.
 
         Args:
+            update: The optimizer, with what belongs to it.
             batch: Batch on the training device.
             batch_idx: Position in the epoch.
-            updates: Whether this batch completes an accumulation window.
+            updates: Whether this batch completes a window.
 
         Returns:
             What hooks get as outputs.
         """
-        plan, progress = self.plan, self.progress
-        collected: list[Any] = []
-        outputs: Any = None
-        self.updated = False
-        active = (plan.updates[plan.turns[batch_idx % len(plan.turns)]],) if plan.turns else plan.updates
-        for update in active:
-            toggled = switch_off(update.foreign) if update.foreign else None
-            if updates and plan.optimizer_step is not None:
-                outputs = closure_step(self, update, batch, batch_idx)
+        plan = self.plan
+        if updates and plan.optimizer_step is not None:
+            return closure_step(self, update, batch, batch_idx)
+        outputs = self.forward_backward(update, batch, batch_idx, updates)
+        if updates and update.n_backward:
+            self.before_optimizer_step(update)
+            if plan.scaler is None:
+                update.optimizer.step()
             else:
-                outputs = self.forward_backward(update, batch, batch_idx, updates)
-                if updates and update.n_backward:
-                    self.before_optimizer_step(update)
-                    if plan.scaler is None:
-                        update.optimizer.step()
-                    else:
-                        plan.scaler.step(update.optimizer)
-                        plan.scaler.update()
-                    update.n_backward = 0
-                    if not self.updated:  # one clock: however many optimizers a batch steps, it counts once
-                        self.updated = True
-                        progress.global_step += 1
-            if toggled is not None:
-                untoggle_parameters(toggled)
-            if len(active) > 1:
-                collected.append(outputs)
-        if collected:
-            outputs = collected
-        if not plan.updates:  # no optimizer: the module trains nothing, or in its own way
-            outputs = run_without_optimizer(self, batch, batch_idx)
-            if updates:
-                progress.global_step += 1
+                plan.scaler.step(update.optimizer)
+                plan.scaler.update()
+            update.n_backward = 0
+            if not self.updated:  # one clock: however many optimizers a batch steps, it counts once
                 self.updated = True
-        if plan.epoch_outputs is not None:
-            plan.epoch_outputs.append(detached(outputs))
+                self.progress.global_step += 1
         return outputs
 
     def forward_backward(self, update: Update, batch: Any, batch_idx: int, updates: bool) -> Any:
@@ -263,9 +268,9 @@ class FitLoop:
         if hooks.on_before_backward:
             self.call(hooks.on_before_backward, scopes.before_backward, scaled)
         try:
-            if plan.backward is not None:
+            if update.backward is not None:
                 metrics.scope = scopes.backward
-                plan.backward(scaled)
+                update.backward(scaled)
             else:
                 scaled.backward()
         except RuntimeError as error:

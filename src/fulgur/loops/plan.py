@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fulgur.errors import MisconfigurationException
 from fulgur.hooks import overrides
+from fulgur.loops.earlier import backward_of, scheduler_step_of, with_optimizer_idx
 from fulgur.loops.scaling import LossScaling
 from fulgur.loops.schedule import Schedulers
 from fulgur.metrics import MetricLog, Scope
@@ -34,6 +35,7 @@ class Update:
         training_step: Takes ``(batch, batch_idx)``, whatever the user's takes.
         n_backward: Backward passes since its gradients were cleared.
         divisor: What each of their losses was divided by.
+        backward: The module's, where it is overridden.
         foreign: Parameters that only other optimizers have, as of the beginning of the epoch; switched off meanwhile.
     """
 
@@ -43,6 +45,7 @@ class Update:
     n_backward: int = 0
     divisor: int = 1
     foreign: tuple[Tensor, ...] = ()
+    backward: Callable[[Tensor], Any] | None = None
 
 
 @dataclass(slots=True)
@@ -144,7 +147,7 @@ def build_plan(
         scopes=_scopes(metrics),
         schedulers=Schedulers(
             setup.schedulers if module.automatic_optimization else (),
-            step=module.lr_scheduler_step if own("lr_scheduler_step") else None,
+            step=scheduler_step_of(module.lr_scheduler_step, setup.schedulers) if own("lr_scheduler_step") else None,
             metrics=metrics,
         ),
         scaler=LossScaling(precision.scaler) if precision.scaler is not None else None,
@@ -158,18 +161,23 @@ def build_plan(
     )
     if module.automatic_optimization:
         _plan_automatic(plan, module, setup, parameters)
-        plan.zero_grad = module.optimizer_zero_grad if own("optimizer_zero_grad") else None
+        if own("optimizer_zero_grad"):
+            plan.zero_grad = with_optimizer_idx(
+                module.optimizer_zero_grad, setup.optimizers, "epoch", "batch_idx", "optimizer"
+            )
         plan.is_zero_grad_first = plan.zero_grad is None and not listens_to_zero_grad
         if own("configure_gradient_clipping"):
             plan.clip = partial(
-                module.configure_gradient_clipping,
+                with_optimizer_idx(module.configure_gradient_clipping, setup.optimizers, "optimizer"),
                 gradient_clip_val=clip_val,
                 gradient_clip_algorithm=clip_algorithm,
             )
         elif clip_val is not None and clip_val > 0:
             plan.clip = partial(clip_gradients, clip_val=clip_val, algorithm=clip_algorithm or "norm")
         if own("optimizer_step") or any(needs_closure(optimizer) for optimizer in setup.optimizers):
-            plan.optimizer_step = module.optimizer_step
+            plan.optimizer_step = with_optimizer_idx(
+                module.optimizer_step, setup.optimizers, "epoch", "batch_idx", "optimizer", "optimizer_closure"
+            )
     else:
         plan.updates = tuple(Update(o, LightningOptimizer(o), step) for o in setup.optimizers)
     return plan
@@ -195,6 +203,7 @@ def _plan_automatic(plan: StepPlan, module: LightningModule, setup: OptimizerSet
             optimizer,
             LightningOptimizer(optimizer),
             partial(step, optimizer_idx=index) if "optimizer_idx" in parameters else step,
+            backward=backward_of(plan.backward, optimizer, index) if plan.backward is not None else None,
         )
         for index, optimizer in enumerate(setup.optimizers)
     )
