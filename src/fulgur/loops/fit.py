@@ -1,8 +1,8 @@
 """The fit loop: everything that happens between two batches, top to bottom, in this file.
 
 Reading order: `FitLoop.run` -> `_epoch` -> `_batches` -> `_step_one` -> `forward_backward` -> `before_optimizer_step`.
-With several optimizers `_step_each` stands between; steps that the user runs himself are in `own_steps.py`. Whatever can
-be decided before the first batch is decided in `StepPlan` and `Hooks`; a step only calls.
+With several optimizers `_step_each` stands between; steps that the user runs himself are in `own_steps.py`. Whatever
+can be decided before the first batch is decided in `StepPlan` and `Hooks`; a step only calls.
 
 Three rules keep a step cheap; tests/overhead holds them by counting:
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from fulgur.loops.faults import closure_not_run, closure_run_again, explain_backward, unusable_in_manual
-from fulgur.loops.outputs import detached
 
 if TYPE_CHECKING:
     from fulgur.loops.fit import FitLoop
@@ -90,17 +89,14 @@ def _evaluate(loop: FitLoop, update: Update, closure: Callable[[], Any]) -> Any:
 
 
 def manual_step(loop: FitLoop, batch: Any, batch_idx: int, updates: bool) -> Any:
-    """The module drives backward and optimizer steps itself; see `manual_backward` and `run_step`."""
+    """The module drives backward and optimizer steps itself (`manual_backward`, `run_step`), or has no optimizer."""
     plan = loop.plan
-    loop.updated = False
-    outputs = run_without_optimizer(loop, batch, batch_idx)
-    if not plan.optimizers:
+    outputs = _outputs_of_manual(loop, batch, batch_idx)
+    if updates and not plan.optimizers:
         loop.progress.global_step += 1
         loop.updated = True
     if plan.scaler is not None:
         plan.scaler.update()
-    if plan.epoch_outputs is not None:
-        plan.epoch_outputs.append(detached(outputs))
     return outputs
 
 
@@ -121,7 +117,7 @@ def manual_backward(loop: FitLoop, loss: Tensor, *args: Any, **kwargs: Any) -> N
     metrics.scope = plan.scopes.training_step
 
 
-def run_without_optimizer(loop: FitLoop, batch: Any, batch_idx: int) -> Any:
+def _outputs_of_manual(loop: FitLoop, batch: Any, batch_idx: int) -> Any:
     loop.metrics.scope = loop.plan.scopes.training_step
     outputs = loop.plan.training_step(batch, batch_idx)
     if isinstance(outputs, Tensor):
