@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fulgur.checkpoint import state as checkpoint_state
-from fulgur.connect import PREFIX, (
+from fulgur.connect import (
+    PREFIX,
     connect_training,
     eval_context,
     eval_plan,
@@ -35,7 +36,7 @@ from fulgur.hooks import (
 )
 from fulgur.interrupt import InterruptHandler
 from fulgur.loops.results import print_results
-from fulgur.loops.resume import resume_epoch
+from fulgur.loops.resume import begin_epoch_at, resume_epoch
 from fulgur.module import LightningModule
 from fulgur.optim.configure import OptimizerSetup, build_optimizers
 from fulgur.rank import rank_zero_warn
@@ -96,6 +97,8 @@ def fit(trainer: Trainer, call: Call) -> None:
                 own = checkpoint.get("fulgur", {}) if checkpoint is not None else {}
                 if "running" in own:
                     resume_epoch(loop, trainer._feeds["train"], module, own["running"], own.get("rng"))
+                elif checkpoint is not None:
+                    begin_epoch_at(loop, trainer._feeds["train"], is_last=checkpoint_state.ends_epoch(checkpoint))
                 loop.run()
         _move_metrics(trainer)
         trainer.strategy.teardown()

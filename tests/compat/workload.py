@@ -132,14 +132,18 @@ def recorder(pl: Any) -> Any:
 def snapshot(trainer: Any, module: Any) -> dict[str, Any]:
     """All that a resumed run must have back, in plain form."""
     stopping, best = trainer.early_stopping_callback, trainer.checkpoint_callback
-    optimizer, config = trainer.optimizers[0], trainer.lr_scheduler_configs[0]
+    optimizer = trainer.optimizers[0]
+    if hasattr(trainer, "lr_scheduler_configs"):
+        scheduler = trainer.lr_scheduler_configs[0].scheduler
+    else:  # before 1.6
+        scheduler = trainer.lr_schedulers[0]["scheduler"]
     return {
         "epoch": trainer.current_epoch,
         "global_step": trainer.global_step,
         "weights": _flat(module.state_dict().values()),
         "optimizer": _flat(v for state in optimizer.state_dict()["state"].values() for _, v in sorted(state.items())),
         "lr": [group["lr"] for group in optimizer.param_groups],
-        "scheduler": config.scheduler.last_epoch,
+        "scheduler": scheduler.last_epoch,
         "hparams": {name: list(v) if isinstance(v, tuple) else v for name, v in module.hparams.items()},
         "early_stopping": [stopping.wait_count, float(stopping.best_score), stopping.patience],
         "model_checkpoint": [

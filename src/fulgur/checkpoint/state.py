@@ -7,6 +7,7 @@ The layout is the one that the API's users know; what only fulgur needs stands u
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from fulgur.rank import rank_zero_warn
 from fulgur.rng import capture_rng
 
 FORMAT_VERSION = 1
+_EARLIER_SETTING = re.compile(r", 'save_on_train_epoch_end': \w+")
 # The version whose layout this is; a reader of that layout demands the key.
 LAYOUT_VERSION = "2.6.0"
 VERSION_KEY = "pytorch-lightning_version"
@@ -164,9 +166,17 @@ def restore_model(checkpoint: Mapping[str, Any], contents: Contents, *, strict: 
 
 
 def _state_of(callback: Callback, states: Mapping[Any, Any]) -> Any:
-    """A callback's state; files of before 1.5 have the class as key."""
-    found = states.get(callback.state_key)
-    return found if found is not None else states.get(type(callback))
+    """A callback's state; files of before 1.5 have the class as key, those of before 1.9 one setting more in it."""
+    key, cls = callback.state_key, type(callback)
+    found = states.get(key)
+    if found is None:
+        found = next((state for old, state in states.items() if _EARLIER_SETTING.sub("", str(old)) == key), None)
+    if found is None:
+        found = states.get(cls)
+    if found is None:
+        names = ((getattr(old, "names_callback", None), state) for old, state in states.items())
+        found = next((state for name, state in names if name == cls.__name__), None)
+    return found
 
 
 def restore_training(checkpoint: Mapping[str, Any], contents: Contents) -> None:
@@ -291,7 +301,10 @@ def build_loops(contents: Contents) -> dict[str, Any]:
 
 
 def _progress_of_loops(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Counters of a file that fulgur did not write; of the oldest only the two top-level ones are there."""
+    """Counters of a file that fulgur did not write.
+
+    Files of before 1.6 hold two numbers: the epoch to go on with, and the steps.
+    """
     fit = (checkpoint.get("loops") or {}).get("fit_loop")
     global_step = int(checkpoint.get("global_step", 0))
     if not fit or "epoch_progress" not in fit:
@@ -303,9 +316,18 @@ def _progress_of_loops(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     if epoch["processed"] > epoch["completed"]:  # saved in the hooks of the epoch's end
         return counters | {"epoch": epoch["completed"], "batch": batch["ready"], "phase": "ended"}
     if epoch["started"] > epoch["processed"]:  # saved within an epoch
-        phase = "validated" if batches.get("is_last_batch") and batch["completed"] == batch["ready"] else "batch"
+        # A validation after the last batch is run again: the file does not hold what it has logged, which the hooks
+        # of the epoch's end may want.
+        is_validated = batch["completed"] == batch["ready"] and not batches.get("is_last_batch")
+        phase = "validated" if is_validated else "batch"
         return counters | {"epoch": epoch["completed"], "batch": batch["processed"], "phase": phase}
     return counters | {"epoch": epoch["completed"]}
+
+
+def ends_epoch(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a file says of the batch it was saved after that it was the last one of its epoch."""
+    fit = (checkpoint.get("loops") or {}).get("fit_loop") or {}
+    return bool(fit.get("epoch_loop.batch_progress", {}).get("is_last_batch"))
 
 
 def devices_present(location: Any) -> Any:

@@ -19,7 +19,7 @@ import random
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -138,6 +138,25 @@ class PlacedLoader:
             batches.prime()
             self._resumed = self._iterator_without_seed()
 
+    def begin_at(self, n_batches: int, *, n_passes: int = 0) -> None:
+        """Begin a pass now, in the order it has now, without its first `n_batches`.
+
+        For a run whose file counts batches and says nothing else of the data: the generators are what they are.
+
+        Args:
+            n_batches: Batches of the pass that count as drawn.
+            n_passes: Passes of the epoch that lie before this one.
+        """
+        self.n_drawn, self.n_passes = n_batches, n_passes + 1
+        if self._mapped is None:
+            self._note_start(b"")
+            self._resumed = self._redrawn(n_batches)
+            return
+        batches = _batches_of(self._mapped)
+        key = self._pass_key() if batches.is_tagged else b""
+        batches.begin(key, skip=n_batches, on_start=self._note_start)
+        self._resumed = iter(self._mapped)
+
     def _iterator_without_seed(self) -> Any:
         """An iterator whose seed for workers is not drawn from the loader's own generator, which is past it."""
         assert self._mapped is not None
@@ -212,23 +231,27 @@ class PlacedBatches:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._run()
+        # Without tags a batch costs no Python call of ours. Both draw nothing before the first batch is asked for.
+        return self._tagged_batches() if self.is_tagged else chain.from_iterable(self._bare_parts())
 
-    def _run(self) -> Iterator[Any]:
+    def _take_head(self) -> tuple[Iterator[Any], Any, int]:
         self.prime()
         assert self._head is not None
-        (iterator, first, place), self._head = self._head, None
-        if first is _END:
-            return
-        while first is not _END:
-            yield self._tagged(first, place)
-            place += len(first) if self.is_batched else 1
-            first = next(iterator, _END)
+        head, self._head = self._head, None
+        return head
 
-    def _tagged(self, indices: Any, place: int) -> Any:
-        if not self.is_tagged:
-            return indices
-        return PlacedIndices(indices if self.is_batched else [indices], self.key, place, self.is_batched)
+    def _bare_parts(self) -> Iterator[Iterable[Any]]:
+        iterator, first, _ = self._take_head()
+        if first is not _END:
+            yield (first,)
+            yield iterator
+
+    def _tagged_batches(self) -> Iterator[Any]:
+        iterator, indices, place = self._take_head()
+        while indices is not _END:
+            yield PlacedIndices(indices if self.is_batched else [indices], self.key, place, self.is_batched)
+            place += len(indices) if self.is_batched else 1
+            indices = next(iterator, _END)
 
     def _advanced(self) -> tuple[Iterator[Any], Any, int]:
         """The sampler's iterator at the position, its next item, and the place of that."""

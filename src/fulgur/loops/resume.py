@@ -15,9 +15,12 @@ from typing import Any
 import torch
 
 from fulgur.checkpoint.plain import from_plain, to_plain
+from fulgur.data.combine import CombinedLoader
+from fulgur.data.loaders import sized_length
 from fulgur.errors import CheckpointError
 from fulgur.loops.feed import Feed
 from fulgur.loops.fit import FitLoop
+from fulgur.rank import rank_zero_info
 from fulgur.rng import restore_rng
 
 
@@ -78,6 +81,33 @@ def resume_epoch(
     for name, saved in state["metric_objects"].items():
         if name in objects:
             _load_metric_state(objects[name], saved)
+
+
+def begin_epoch_at(loop: FitLoop, feed: Feed, *, is_last: bool) -> None:
+    """Go on within an epoch of whose data the file tells only how many batches were trained on.
+
+    The loaders begin the epoch anew, in whatever order they draw now, and leave so many batches out.
+
+    Args:
+        loop, feed: Of the resumed run, connected, with the counters restored.
+        is_last: Whether the file says that the epoch has no more batches.
+    """
+    n_batches = loop.progress.batch
+    if loop.progress.phase == "start" or n_batches == 0:
+        return
+    is_cycled = isinstance(feed.loaders[0], CombinedLoader) and feed.loaders[0].mode == "max_size_cycle"
+    for loader in feed.placed:
+        length = sized_length(loader)
+        n_passes = (n_batches - 1) // int(length) if is_cycled and 0 < length < n_batches else 0
+        loader.set_epoch(loop.progress.epoch)
+        loader.begin_at(n_batches - n_passes * int(length) if n_passes else n_batches, n_passes=n_passes)
+    loop.fetch.resume({"count": n_batches, "is_last": is_last})
+    if not is_last:
+        rank_zero_info(
+            f"Resuming within epoch {loop.progress.epoch} from a checkpoint without a position in the data: the first "
+            f"{n_batches} batches of the epoch, in the order in which the loader draws them now, are left out. With shuffling "
+            "these are others than those trained on before."
+        )
 
 
 def _resume_window(loop: FitLoop, module: torch.nn.Module, state: Mapping[str, Any]) -> None:
