@@ -174,7 +174,7 @@ def _state_of(callback: Callback, states: Mapping[Any, Any]) -> Any:
     if found is None:
         found = states.get(cls)
     if found is None:
-        names = ((getattr(old, "names_callback", None), state) for old, state in states.items())
+        names = ((getattr(old, "names_callback", old), state) for old, state in states.items())
         found = next((state for name, state in names if name == cls.__name__), None)
     return found
 
@@ -251,8 +251,11 @@ def build_loops(contents: Contents) -> dict[str, Any]:
     is_open = progress.phase != "start"
     begun = progress.epoch + is_open
     processed = progress.epoch + (progress.phase == "ended")
-    batch = dict.fromkeys(("ready", "completed", "started", "processed"), progress.batch)
-    batches_total = dict.fromkeys(("ready", "completed", "started", "processed"), progress.batches_total)
+    n_open = int(progress.phase == "batch")  # in the hooks of a batch's end it is processed and not yet completed
+    batch = dict.fromkeys(("ready", "started", "processed"), progress.batch)
+    batch["completed"] = progress.batch - n_open
+    batches_total = dict.fromkeys(("ready", "started", "processed"), progress.batches_total)
+    batches_total["completed"] = progress.batches_total - n_open
     epoch = {"ready": begun, "completed": progress.epoch, "started": begun, "processed": processed}
     steps = {"ready": progress.global_step, "completed": progress.global_step}
     zero_grad = steps | {"started": progress.global_step}
