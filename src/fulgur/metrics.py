@@ -373,8 +373,10 @@ class MetricLog:
             "progress_bar": dict(self.progress_bar_metrics),
         }
         if with_sums:
+            paths = {id(part): path for path, part in self.module.named_modules()}
             state["entries"] = [
-                {"hook": scope.hook, "suffix": scope.suffix} | {name: getattr(entry, name) for name in _SAVED}
+                {"hook": scope.hook, "suffix": scope.suffix, "metric": paths.get(id(entry.metric))}
+                | {name: getattr(entry, name) for name in _SAVED}
                 for scope in self._scopes.values()
                 if scope.stage == "train"
                 for entry in scope.entries.values()
@@ -389,7 +391,8 @@ class MetricLog:
         self.progress_bar_metrics.update(state["progress_bar"])
         for saved in state.get("entries", ()):
             values = {name: saved[name] for name in _SAVED}
-            entry = Entry(options=_RESTORED, suffix=saved["suffix"], **values)
+            metric = self.module.get_submodule(saved["metric"]) if saved["metric"] is not None else None
+            entry = Entry(options=_RESTORED, suffix=saved["suffix"], metric=metric, **values)
             self.scope_of(saved["hook"], saved["suffix"]).entries[entry.name] = entry
 
     # -------------------------------------------------------------------------------------------------- reading
