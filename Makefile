@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 BENCH_BIN := $(BENCH_VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs format clean
+.PHONY: help demo test check bench compat docs format clean
 
 help:
 	@echo "make demo     train a small network on handwritten digits, then test it (about half a minute)"
@@ -15,6 +15,7 @@ help:
 	@echo "make check    formatting, lint, types, import layers"
 	@echo "make docs     run every example that the documentation shows"
 	@echo "make bench    measure fulgur against a hand-written loop and its peers"
+	@echo "make compat   exchange checkpoints with Lightning, in both directions"
 	@echo "make format   format the code in place"
 
 demo: $(VENV)/.installed
@@ -34,6 +35,9 @@ docs: $(VENV)/.installed
 
 bench: $(BENCH_VENV)/.installed
 	$(BENCH_BIN)/python benchmarks/run.py
+
+compat: $(VENV)/.installed $(BENCH_VENV)/.installed
+	$(BIN)/python -m pytest --timeout=300 tests/compat
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix-only .

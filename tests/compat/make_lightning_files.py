@@ -50,7 +50,7 @@ def main() -> None:
         for path in sorted(_OWN.glob("*.ckpt")):
             shutil.copy(path, target)
             if path.stem != "weights":
-                expected["files"][path.stem] = workload.resume(pl, run, path, _OWN / "own")
+                expected["files"][path.stem] = workload.resume(pl, run, path, _OWN / run)
     torch.save(expected, target / "expected.pt")
 
 

@@ -189,7 +189,7 @@ def saver(pl: Any, run: str, directory: Any) -> Any:
 def train_and_save(pl: Any, run: str, directory: Any) -> dict[str, Any]:
     """Train to the end, leaving the files of `run` in `directory`. Returns the state at the end."""
     module = build_module(pl, run)
-    trainer = build_trainer(pl, run, directory / "own", [saver(pl, run, directory)])
+    trainer = build_trainer(pl, run, directory / run, [saver(pl, run, directory)])
     trainer.fit(module, *loaders())
     if run == "automatic":
         trainer.save_checkpoint(directory / "weights.ckpt", weights_only=True)

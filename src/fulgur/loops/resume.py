@@ -33,7 +33,7 @@ def capture_epoch(loop: FitLoop, feed: Feed, module: torch.nn.Module) -> dict[st
     if not in_pass:
         return state
     state["fetch"] = _fetch_state(loop, state["loaders"])
-    state["metric_objects"] = {name: _metric_state(metric) for name, metric in _metric_objects(module).items()}
+    state["metric_objects"] = {name: _metric_state(metric) for name, metric in find_metric_objects(module).items()}
     if not loop.is_automatic or any(update.n_backward for update in loop.plan.updates):
         state["windows"] = [(update.n_backward, update.divisor) for update in loop.plan.updates]
         state["gradients"] = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
@@ -77,7 +77,7 @@ def resume_epoch(
         fetch["following"] = from_plain(fetch["following"])
     loop.fetch.resume(fetch)
     _resume_window(loop, module, state)
-    objects = _metric_objects(module)
+    objects = find_metric_objects(module)
     for name, saved in state["metric_objects"].items():
         if name in objects:
             _load_metric_state(objects[name], saved)
@@ -105,8 +105,8 @@ def begin_epoch_at(loop: FitLoop, feed: Feed, *, is_last: bool) -> None:
     if not is_last:
         rank_zero_info(
             f"Resuming within epoch {loop.progress.epoch} from a checkpoint without a position in the data: the first "
-            f"{n_batches} batches of the epoch, in the order in which the loader draws them now, are left out. With shuffling "
-            "these are others than those trained on before."
+            f"{n_batches} batches of the epoch, in the order in which the loader draws them now, are left out. With "
+            "shuffling these are others than those trained on before."
         )
 
 
@@ -119,7 +119,7 @@ def _resume_window(loop: FitLoop, module: torch.nn.Module, state: Mapping[str, A
         parameter.grad = gradient.to(device=parameter.device, dtype=parameter.dtype)
 
 
-def _metric_objects(module: torch.nn.Module) -> dict[str, Any]:
+def find_metric_objects(module: torch.nn.Module) -> dict[str, Any]:
     """torchmetrics metrics of the module, by path."""
     torchmetrics = sys.modules.get("torchmetrics")
     if torchmetrics is None:
