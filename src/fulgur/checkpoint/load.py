@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import zipfile
 from collections.abc import Callable
 from typing import IO, Any
 
 import torch
 
-from fulgur.checkpoint.location import directory_of, is_remote, list_files, local_path, open_filesystem
+from fulgur.checkpoint.location import directory_of, is_remote, list_files, local_path
+from fulgur.checkpoint.verify import is_archive, open_verified, require_whole
 from fulgur.checkpoint.write import checkpoint_exists
 from fulgur.errors import CheckpointError, CheckpointRefusedError
 
@@ -29,7 +29,7 @@ def load_checkpoint(
     storage_options: dict[str, Any] | None = None,
     mmap: bool = False,
 ) -> dict[str, Any]:
-    """Read the checkpoint at `path`.
+    """Read the checkpoint at `path`, once it has been verified that no byte of it has changed.
 
     Opened as plain data and tensors unless told otherwise, so that a file from a stranger cannot run code.
 
@@ -39,26 +39,39 @@ def load_checkpoint(
         weights_only: False opens files that hold other objects, by running what the file says: only for files you
             trust. ``None`` means True.
         storage_options: Arguments for the fsspec filesystem of a URL.
-        mmap: Leave the tensors of a local file on the disk; each is read when it is used. Files in torch's format of
-            before 1.6 are read whole.
+        mmap: Leave the tensors of a local file on the disk; each is read when it is used, and its bytes are not
+            verified. Files in torch's format of before 1.6 are read whole.
 
     Raises:
         FileNotFoundError: There is nothing at `path`; the message lists the checkpoints beside it.
         CheckpointRefusedError: The file wants more than plain data.
         CheckpointError: The file is damaged, or is no checkpoint.
     """
-    if isinstance(path, (str, os.PathLike)):
-        source: Any = os.fspath(path)
-        location = source
-        if not checkpoint_exists(location, storage_options=storage_options):
-            raise FileNotFoundError(_missing_message(location))
-    else:
-        source, location = path, str(getattr(path, "name", "the open file"))
     safe = weights_only is None or weights_only
+    if not isinstance(path, (str, os.PathLike)):
+        location = str(getattr(path, "name", "the open file"))
+        if path.seekable() and path.tell() == 0:
+            require_whole(path, location)
+        return _unpickle(path, location, map_location, safe)
+    location = os.fspath(path)
+    if not checkpoint_exists(location, storage_options=storage_options):
+        raise FileNotFoundError(_missing_message(location))
     try:
-        content = _read(source, map_location, safe, storage_options, mmap)
+        with open_verified(location, storage_options=storage_options, reads_all=not mmap) as file:
+            mapped = local_path(location) if mmap and is_archive(file) and not is_remote(location) else None
+            return _unpickle(file, location, map_location, safe, mapped=mapped)
+    except OSError as error:
+        raise _unreadable(location, error) from error
+
+
+def _unpickle(
+    file: IO[bytes], location: str, map_location: MapLocation, safe: bool, *, mapped: str | None = None
+) -> dict[str, Any]:
+    source: Any = file if mapped is None else mapped
+    try:
+        content = torch.load(source, map_location=map_location, weights_only=safe, mmap=mapped is not None)
     except pickle.UnpicklingError as error:
-        wanted = _find_wanted(source, error, storage_options) if safe else []
+        wanted = _find_wanted(file, error) if safe else []
         raise (_refused(location, wanted) if wanted else _unreadable(location, error)) from error
     except Exception as error:
         raise _unreadable(location, error) from error
@@ -86,33 +99,11 @@ def require_weights(checkpoint: dict[str, Any], location: object) -> None:
     )
 
 
-def _read(
-    source: Any, map_location: MapLocation, safe: bool, storage_options: dict[str, Any] | None, mmap: bool
-) -> Any:
-    if not isinstance(source, str):
-        return torch.load(source, map_location=map_location, weights_only=safe)
-    location = source
-    if not is_remote(location):
-        path = local_path(location)
-        mapped = mmap and zipfile.is_zipfile(path)
-        return torch.load(path, map_location=map_location, weights_only=safe, mmap=mapped)
-    filesystem, inner = open_filesystem(location, storage_options)
-    with filesystem.open(inner, "rb") as file:
-        return torch.load(file, map_location=map_location, weights_only=safe)
-
-
-def _find_wanted(source: Any, error: Exception, storage_options: dict[str, Any] | None) -> list[str]:
+def _find_wanted(file: IO[bytes], error: Exception) -> list[str]:
     """Names of the globals a file asks for beyond plain data; empty if the file is not a pickle at all."""
-    if not isinstance(source, str):
-        return _WANTED.findall(str(error))[:1]
-    location = source
     try:
-        if is_remote(location):
-            filesystem, inner = open_filesystem(location, storage_options)
-            with filesystem.open(inner, "rb") as file:
-                names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-        else:
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(local_path(location))
+        file.seek(0)
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     except Exception:  # not every format can be looked through ahead
         names = []
     return sorted(set(names)) or _WANTED.findall(str(error))[:1]

@@ -7,49 +7,95 @@ disk. Whoever looks sees the earlier file or the new one, never a part, whatever
 from __future__ import annotations
 
 import os
+import pickle
 import posixpath
-import secrets
 import shutil
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
 from fulgur.checkpoint.location import is_remote, local_path, open_filesystem
+from fulgur.checkpoint.seal import SealingFile, describe
+from fulgur.checkpoint.temporary import (
+    mark_as_written,
+    remove_leftovers,
+    remove_remote_leftovers,
+    temporary_name,
+)
 from fulgur.errors import CheckpointError
+from fulgur.rank import rank_zero_info
+
+# What no second try helps: the content cannot be stored, or the place is none for a file.
+_HOPELESS = (
+    pickle.PicklingError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    ImportError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
 
 
 def write_checkpoint(
-    checkpoint: dict[str, Any], path: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None
+    checkpoint: dict[str, Any],
+    path: str | os.PathLike[str],
+    *,
+    storage_options: dict[str, Any] | None = None,
+    num_tries: int = 1,
+    pause_s: float = 1.0,
 ) -> None:
-    """Write `checkpoint` to `path` so that it is there completely, or not at all.
+    """Write `checkpoint` to `path`, with a checksum, so that it is there completely, or not at all.
 
-    Directories on the way are created. An earlier file at `path` is replaced in the instant in which the new one is
-    safe. Copies from the device: waits for it. Call on one process.
+    Directories on the way are created, and temporary files removed that a killed run has left beside `path`. An
+    earlier file at `path` is replaced in the instant in which the new one is safe. Copies from the device: waits for
+    it. Call on one process.
 
     Args:
         checkpoint: What to store; anything `torch.save` takes.
         path: A local path, or a URL of any filesystem fsspec knows.
         storage_options: Arguments for the fsspec filesystem of a URL: keys, endpoints. Unused for local paths.
+        num_tries: How often to try when a disk or a store fails. >= 1.
+        pause_s: Time before the second try; it doubles with each.
 
     Raises:
         CheckpointError: It could not be written. Nothing has changed at `path`, and no temporary file is left.
     """
     location = os.fspath(path)
-    try:
-        if is_remote(location):
-            _write_remote(checkpoint, location, storage_options)
-        else:
-            target = Path(local_path(location))
-            _make_directory(target.parent)
-            _replace(target, lambda temporary: _write_synced(checkpoint, temporary))
-    except Exception as error:
-        cause = _root_cause(error)
-        raise CheckpointError(
+    for i_try in range(1, num_tries + 1):
+        try:
+            return _write(checkpoint, location, storage_options)
+        except Exception as error:
+            cause = _root_cause(error)
+            if i_try == num_tries or isinstance(cause, _HOPELESS):
+                raise _not_written(location, cause, i_try) from error
+        rank_zero_info(
             f"The checkpoint {location!r} could not be written: {type(cause).__name__}: {cause}. "
-            "Earlier checkpoints are untouched."
-        ) from error
+            f"Trying again in {pause_s:g} s."
+        )
+        time.sleep(pause_s)
+        pause_s *= 2
+
+
+def _write(checkpoint: dict[str, Any], location: str, storage_options: dict[str, Any] | None) -> None:
+    if is_remote(location):
+        return _write_remote(checkpoint, location, storage_options)
+    target = Path(local_path(location))
+    _make_directory(target.parent)
+    remove_leftovers(target.parent)
+    _replace(target, lambda temporary: _write_synced(checkpoint, temporary))
+
+
+def _not_written(location: str, cause: BaseException, n_tries: int) -> CheckpointError:
+    tries = f" in {n_tries} tries" if n_tries > 1 else ""
+    return CheckpointError(
+        f"The checkpoint {location!r} could not be written{tries}: {type(cause).__name__}: {cause}. "
+        "Earlier checkpoints are untouched."
+    )
 
 
 def remove_checkpoint(path: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None) -> None:
@@ -112,7 +158,7 @@ def checkpoint_exists(path: str | os.PathLike[str], *, storage_options: dict[str
 
 def _replace(target: Path, build: Callable[[Path], None]) -> None:
     """Let `build` make a temporary file beside `target`, then put it in the place of `target`."""
-    temporary = target.with_name(_temporary_name(target.name))
+    temporary = target.with_name(temporary_name(target.name))
     try:
         build(temporary)
         os.replace(temporary, target)
@@ -122,34 +168,35 @@ def _replace(target: Path, build: Callable[[Path], None]) -> None:
     _sync_directory(target.parent)
 
 
-def _temporary_name(name: str) -> str:
-    # Hidden, and without the extension, so that nobody who looks for checkpoints finds it. Cut, because a name may
-    # be as long as the disk allows.
-    return f".{name[:80]}.{secrets.token_hex(6)}.tmp"
-
-
 def _write_synced(checkpoint: dict[str, Any], path: Path) -> None:
-    with open(path, "xb") as file:
-        _serialize(checkpoint, file)
+    with open(path, "x+b") as file:
+        mark_as_written(file)
+        _write_sealed(checkpoint, SealingFile(file, can_read=True))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _serialize(checkpoint: dict[str, Any], file: IO[bytes]) -> None:
-    torch.save(checkpoint, file)  # waits for the device
+def _write_sealed(checkpoint: dict[str, Any], file: SealingFile) -> int:
+    """Returns the size of the file in bytes."""
+    torch.save(checkpoint, cast("IO[bytes]", file))  # waits for the device
+    file.finish(describe(checkpoint))
+    return file.size_bytes
 
 
 def _write_remote(checkpoint: dict[str, Any], url: str, storage_options: dict[str, Any] | None) -> None:
     filesystem, path = open_filesystem(url, storage_options)
     parent, name = posixpath.split(path)
     filesystem.makedirs(parent, exist_ok=True)
-    temporary = posixpath.join(parent, _temporary_name(name))
+    remove_remote_leftovers(filesystem, parent)
+    temporary = posixpath.join(parent, temporary_name(name))
     try:
         with filesystem.open(temporary, "wb") as file:
-            _serialize(checkpoint, file)
+            size = _write_sealed(checkpoint, SealingFile(file))
+        if (found := filesystem.size(temporary)) not in (size, None):
+            raise OSError(f"the store has {found} bytes, of {size} that were written")
         filesystem.mv(temporary, path)
     except BaseException:
-        if filesystem.exists(temporary):
+        with suppress(Exception):  # a store that failed once may fail here too
             filesystem.rm_file(temporary)
         raise
 
