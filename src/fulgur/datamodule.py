@@ -174,9 +174,10 @@ class LightningDataModule(HyperparametersMixin):
         Raises:
             TypeError: It is called on an instance, or the constructor needs an argument that nobody gave.
         """
+        from fulgur.checkpoint.load import load_checkpoint
         from fulgur.checkpoint.plain import from_plain
 
-        checkpoint = _read_checkpoint(checkpoint_path, map_location or "cpu", weights_only)
+        checkpoint = load_checkpoint(checkpoint_path, map_location=map_location or "cpu", weights_only=weights_only)
         if hparams_file is not None:
             hparams: Any = read_hparams_file(hparams_file)
         else:
@@ -190,15 +191,6 @@ class LightningDataModule(HyperparametersMixin):
     def __str__(self) -> str:
         """One line for each kind of loader with the sizes of its datasets. Calls the ``*_dataloader`` methods."""
         return "\n".join(f"{{{label} dataloader: {_described_sizes(self, hook)}}}" for hook, label in _STAGES.items())
-
-
-def _read_checkpoint(source: Any, map_location: Any, weights_only: bool | None) -> dict[str, Any]:
-    from fulgur.checkpoint.load import load_checkpoint
-
-    if not hasattr(source, "read"):
-        return load_checkpoint(source, map_location=map_location, weights_only=weights_only)
-    content: dict[str, Any] = torch.load(source, map_location=map_location, weights_only=weights_only is not False)
-    return content
 
 
 def _not_implemented(datamodule: LightningDataModule, hook: str) -> MisconfigurationException:

@@ -1,9 +1,15 @@
 """Hyperparameters as plain data, and back.
 
 What cannot stand in a checkpoint as it is (a `Path`, an `Enum`, a dataclass, ...) is stored as a dict with the key
-``__fulgur__``, which names its kind. Nothing is imported and no code of a class runs when it comes back: enums,
-dataclasses and named tuples return as themselves only if the program has imported their class by then, and as their
-plain content otherwise.
+``__fulgur__``, which names its kind. Nothing is imported when it comes back: enums, dataclasses and named tuples return
+as themselves only if the program has imported their class by then, and as their plain content otherwise.
+
+A file may name any class of these kinds that is imported, with any values, so no code of the class may run:
+
+* a dataclass is made without ``__init__`` and ``__post_init__``, and its fields are set without ``__setattr__``;
+* a class with ``__del__``, or with a property or another descriptor of its own in the place of a field, is left plain;
+* an enum member is looked up by name or value; ``_missing_`` is not asked;
+* what a class does to be hashed runs where it is in a set or the key of a dict, as it does in every dict.
 """
 
 from __future__ import annotations
@@ -58,13 +64,16 @@ def from_plain(value: Any) -> Any:
         return {key: from_plain(item) for key, item in value.items()}
     try:
         return decode(value)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except Exception:  # each kind of content that does not fit fails in its own way
         return value
 
 
 def _encode(value: Any, where: str, parents: tuple[int, ...]) -> Any:
-    if value is None or type(value) in (bool, int, float, str, bytes) or isinstance(value, torch.Tensor):
+    if value is None or type(value) in (bool, int, float, str) or isinstance(value, torch.Tensor):
         return value
+    if type(value) is bytes:
+        # Pickled as a call of `bytes`, which a safe reader refuses, where there is nothing in it.
+        return value or {TAG: "bytes", "value": []}
     if id(value) in parents:
         raise CheckpointError(f"{where} contains itself, so it cannot be stored. Leave it out of the hyperparameters.")
     parents = (*parents, id(value))
@@ -158,7 +167,7 @@ _CONTAINERS: tuple[tuple[Any, Callable[[Any, Inner], Any]], ...] = (
     (str, lambda value, _: str.__str__(value)),
     (int, lambda value, _: int(value)),
     (float, lambda value, _: float(value)),
-    ((bytes, bytearray), lambda value, _: bytes(value)),
+    ((bytes, bytearray), lambda value, inner: inner(bytes(value), "")),
 )
 
 
@@ -174,7 +183,7 @@ def _encode_numpy(value: Any, inner: Inner, where: str) -> dict[str, Any]:
     if is_scalar and value.dtype.kind in "biufcUS" and value.dtype.char not in "gG":  # g, G: long doubles
         return {TAG: "numpy.scalar", "dtype": value.dtype.str, "value": inner(value.item(), "")}
     tag = "numpy.scalar" if is_scalar else "numpy.ndarray"
-    return {TAG: tag, "dtype": value.dtype.str, "shape": list(value.shape), "value": value.tobytes()}
+    return {TAG: tag, "dtype": value.dtype.str, "shape": list(value.shape), "value": inner(value.tobytes(), "")}
 
 
 def _decode_numpy(value: dict[str, Any]) -> Any:
@@ -187,7 +196,9 @@ def _decode_numpy(value: dict[str, Any]) -> Any:
         return value
     if "shape" not in value:
         return dtype.type(from_plain(content))
-    array = numpy.frombuffer(content, dtype=dtype).reshape(value["shape"]).copy()
+    content = from_plain(content)
+    flat = numpy.frombuffer(content, dtype=dtype) if content else numpy.empty(0, dtype)
+    array = flat.reshape(value["shape"]).copy()
     return array[()] if value[TAG] == "numpy.scalar" else array
 
 
@@ -227,17 +238,23 @@ def _decode_enum(value: dict[str, Any]) -> Any:
     member = cls.__members__.get(value["name"])
     if member is not None:
         return member
-    if issubclass(cls, enum.Flag) and type(content) is int:
+    if issubclass(cls, enum.Flag) and type(content) is int and cls._missing_.__func__ is _FLAG_MISSING:  # type: ignore[attr-defined]
         return cls(content)
     return next((m for m in cls.__members__.values() if m._value_ == content), content)
+
+
+# What combines flags; a class may have its own.
+_FLAG_MISSING = enum.Flag._missing_.__func__  # type: ignore[attr-defined]
 
 
 def _decode_dataclass(value: dict[str, Any]) -> Any:
     content = {name: from_plain(item) for name, item in value["value"].items()}
     cls = _find_class(value)
-    if cls is None or not dataclasses.is_dataclass(cls):
+    if cls is None or not dataclasses.is_dataclass(cls) or hasattr(cls, "__del__"):
         return content
     if content.keys() != {field.name for field in dataclasses.fields(cls)}:
+        return content
+    if not all(_is_plain_field(cls, name) for name in content):
         return content
     try:
         # Neither __init__ nor __post_init__ runs: a file must not choose the arguments of code.
@@ -249,10 +266,17 @@ def _decode_dataclass(value: dict[str, Any]) -> Any:
     return instance
 
 
+def _is_plain_field(cls: type, name: str) -> bool:
+    """Whether setting the field runs nothing: there is no descriptor in its place but that of a slot."""
+    found = next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
+    return isinstance(found, types.MemberDescriptorType) or not hasattr(type(found), "__set__")
+
+
 def _decode_namedtuple(value: dict[str, Any]) -> Any:
     content = {name: from_plain(item) for name, item in value["value"].items()}
     cls = _find_class(value)
-    if cls is None or not issubclass(cls, tuple) or getattr(cls, "_fields", None) != tuple(content):
+    is_known = cls is not None and issubclass(cls, tuple) and not hasattr(cls, "__del__")
+    if cls is None or not is_known or getattr(cls, "_fields", None) != tuple(content):
         return tuple(content.values())
     return tuple.__new__(cls, content.values())
 
@@ -267,6 +291,7 @@ def _restoring(build: Callable[[Any], Any]) -> Callable[[dict[str, Any]], Any]:
 
 
 _DECODERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "bytes": lambda value: b"",
     "dict": lambda value: {from_plain(key): from_plain(item) for key, item in value["value"]},
     "set": _restoring(set),
     "frozenset": _restoring(frozenset),
