@@ -20,6 +20,7 @@ from fulgur.hooks import (
     reads_outputs,
     takes_outputs,
 )
+from fulgur.leaving import BeforeValidation
 from fulgur.loops.evaluate import EvalPlan, EvaluationLoop, grad_free_context
 from fulgur.loops.feed import Feed
 from fulgur.loops.own_steps import run_step
@@ -188,6 +189,7 @@ def _validate_in_fit(trainer: Trainer, call: Call) -> None:
         loaded_at["val"] = trainer.current_epoch
     loop.feed.set_epoch(trainer.current_epoch)
     if sum(loop.feed.n_batches):
+        trainer._before_validation = BeforeValidation.take(trainer)
         loop.run(context=torch.no_grad(), before_end=partial(setattr, fit_loop.progress, "phase", "validated"))
     trainer.state.stage = previous
 

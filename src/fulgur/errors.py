@@ -10,6 +10,7 @@
     └── StopRun                            private: ends a run early, cleanly (see `run.py`)
     SystemExit
     └── SIGTERMException                   the process was asked to end
+        └── RequeueException               and its job has been queued again
     UserWarning
     └── PossibleUserWarning                a program that may be wrong; silence it with POSSIBLE_USER_WARNINGS=0
 
@@ -60,7 +61,21 @@ class CheckpointRefusedError(CheckpointError):
 
 
 class SIGTERMException(SystemExit):
-    """The process got SIGTERM and left at a step boundary."""
+    """The process got SIGTERM and left at a step boundary.
+
+    Args:
+        code: Exit code of the process, 143 as of one that SIGTERM has ended.
+    """
+
+    def __init__(self, code: int = 143) -> None:
+        super().__init__(code)
+
+
+class RequeueException(SIGTERMException):
+    """The job has been queued again, and goes on from a checkpoint when its turn comes."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
 
 
 class PossibleUserWarning(UserWarning):

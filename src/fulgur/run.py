@@ -26,7 +26,7 @@ from fulgur.connect import (
     load_training,
 )
 from fulgur.datamodule import LightningDataModule
-from fulgur.errors import MisconfigurationException, PossibleUserWarning
+from fulgur.errors import MisconfigurationException, PossibleUserWarning, RequeueException
 from fulgur.hooks import (
     Callback,
     earlier_hooks,
@@ -34,7 +34,7 @@ from fulgur.hooks import (
     overrides,
     warn_of_slips,
 )
-from fulgur.interrupt import InterruptHandler
+from fulgur.leaving import remove_interrupted, watch_signals
 from fulgur.loops.results import print_results
 from fulgur.loops.resume import begin_epoch_at, resume_epoch
 from fulgur.module import LightningModule
@@ -42,7 +42,7 @@ from fulgur.optim.configure import OptimizerSetup, build_optimizers
 from fulgur.rank import rank_zero_warn
 from fulgur.resolve import determinism, merge_module_callbacks
 from fulgur.rng import isolate_rng
-from fulgur.saving import contents_of, given_path, load, warn_of_refused_hparams
+from fulgur.saving import choose_own, contents_of, given_path, load, warn_of_refused_hparams
 from fulgur.sources import (
     Call,
     can_validate,
@@ -88,7 +88,7 @@ def fit(trainer: Trainer, call: Call) -> None:
             checkpoint_state.restore_training(checkpoint, contents_of(trainer))
         settle_epochs(trainer)
         module.zero_grad()
-        with InterruptHandler(loop, trainer._val_loop), _anomaly(trainer):
+        with watch_signals(trainer, loop, trainer._val_loop), _anomaly(trainer):
             _sanity_check(trainer, call)
             load_training(trainer, call)
             _check_resumed_epoch(trainer)
@@ -103,6 +103,7 @@ def fit(trainer: Trainer, call: Call) -> None:
         _move_metrics(trainer)
         trainer.strategy.teardown()
         _call_all(loop.hooks.on_fit_end)
+        remove_interrupted(trainer)
 
     trainer.should_stop = False
     _execute(trainer, call, body)
@@ -125,7 +126,7 @@ def evaluate(trainer: Trainer, call: Call) -> list[dict[str, float]]:
         if sum(feed.n_batches) == 0:
             return []
         feed.set_epoch(trainer.current_epoch)
-        with InterruptHandler(loop):
+        with watch_signals(trainer, loop):
             results = loop.run(context=eval_context(trainer))
         _move_metrics(trainer)
         if call.is_verbose and trainer.is_global_zero:
@@ -162,7 +163,7 @@ def predict(trainer: Trainer, call: Call, *, returns: bool) -> list[Any] | None:
         if trainer._settings.limit_predict_batches == 0:
             return None
         loop.feed.set_epoch(trainer.current_epoch)
-        with InterruptHandler(loop):
+        with watch_signals(trainer, loop):
             return loop.run(context=eval_context(trainer))
 
     predictions: list[Any] | None = _execute(trainer, call, body)
@@ -215,7 +216,7 @@ def _on_exception(trainer: Trainer, error: BaseException) -> None:
         except Exception as second:
             rank_zero_warn(f"After {error!r}, another exception came from {_name(hook)}: {second!r}.")
     for logger in trainer.loggers:
-        logger.finalize("failed")
+        logger.finalize("finished" if isinstance(error, RequeueException) else "failed")
     trainer.state.stage = None
 
 
@@ -304,6 +305,7 @@ def _start(trainer: Trainer, call: Call) -> None:
         if owner is not None and overrides(owner, "prepare_data", base):
             owner.prepare_data()
     trainer.strategy.barrier("prepare_data")
+    choose_own(trainer, call)  # order matters: loggers go on with an earlier version before they open a new one
     for logger in trainer.loggers:
         _ = logger.experiment
     if is_profiled(trainer):

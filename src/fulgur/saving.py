@@ -6,15 +6,17 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fulgur import slurm
 from fulgur.checkpoint import state as checkpoint_state
 from fulgur.checkpoint.load import require_weights
 from fulgur.checkpoint.location import modified_at
 from fulgur.checkpoint.state import Contents
 from fulgur.checkpoint.write import checkpoint_exists
+from fulgur.continuing import find_own_checkpoint, positions_of, resume_loggers
 from fulgur.loops.resume import capture_epoch
-from fulgur.rank import rank_zero_warn
+from fulgur.rank import rank_zero_info, rank_zero_warn
 from fulgur.sources import Call
-from fulgur.states import TrainerFn
+from fulgur.states import RunningStage, TrainerFn
 
 if TYPE_CHECKING:
     from fulgur.trainer import Trainer
@@ -41,13 +43,41 @@ def contents_of(trainer: Trainer) -> Contents:
 
 def build_checkpoint(trainer: Trainer, *, weights_only: bool) -> dict[str, Any]:
     """The content of a checkpoint of the run as it stands."""
-    return checkpoint_state.build_checkpoint(contents_of(trainer), weights_only=weights_only)
+    checkpoint = checkpoint_state.build_checkpoint(contents_of(trainer), weights_only=weights_only)
+    if not weights_only:
+        # A resumed run begins a validation anew that was under way.
+        is_validating = trainer.state.stage is RunningStage.VALIDATING and trainer.fit_loop.progress.phase == "batch"
+        before = trainer._before_validation if is_validating else None
+        checkpoint["fulgur"]["loggers"] = before.positions if before else positions_of(trainer.loggers)
+    return checkpoint
 
 
 def warn_of_refused_hparams(trainer: Trainer) -> None:
     """Name the hyperparameters of module and datamodule that no checkpoint will hold."""
     for owner in (trainer._module, trainer.datamodule):
         checkpoint_state.warn_of_refused_hparams(owner)
+
+
+def choose_own(trainer: Trainer, call: Call) -> None:
+    """For ``ckpt_path="auto"`` find the file, and let the loggers go on with its version, before they open theirs.
+
+    Raises:
+        ValueError: The call is not to fit.
+    """
+    if given_path(trainer, call) != "auto":
+        return
+    if call.fn is not TrainerFn.FITTING:
+        raise ValueError(
+            f"trainer.{call.fn}(ckpt_path='auto'): a training goes on from its newest checkpoint, an evaluation has "
+            "nothing to go on with. Pass 'best', 'last' or a path."
+        )
+    path, version = trainer.strategy.broadcast(find_own_checkpoint(trainer))  # all ranks must reach this
+    trainer._loaded_ckpt_path = path
+    if path is None:
+        rank_zero_info("ckpt_path='auto': there is no checkpoint of this run to go on from. It begins anew.")
+        return
+    rank_zero_info(f"ckpt_path='auto': going on from {path}.")
+    resume_loggers(trainer, path, version, weights_only=call.weights_only)
 
 
 def load(trainer: Trainer, call: Call) -> dict[str, Any] | None:
@@ -71,8 +101,19 @@ def _choose(trainer: Trainer, call: Call) -> Any:
     callbacks = trainer.checkpoint_callbacks
     given = given_path(trainer, call)
     _forget_sticky_path(trainer, call)
+    if given == "auto":
+        return trainer._loaded_ckpt_path
     if given is None and call.fn is TrainerFn.FITTING:
-        return _left_by_exception(trainer)
+        requeued = slurm.find_requeue_checkpoint(trainer.default_root_dir) if slurm.is_managed() else None
+        return requeued or _left_by_exception(trainer)
+    if given == "hpc":
+        requeued = slurm.find_requeue_checkpoint(trainer.default_root_dir)
+        if requeued is None:
+            raise ValueError(
+                f"trainer.{call.fn}(ckpt_path='hpc'): there is no hpc_ckpt_<number>.ckpt in "
+                f"{trainer.default_root_dir!r}. They are saved there before SLURM requeues a job. Pass a path, or None."
+            )
+        return requeued
     if given is None:
         best = next((c.best_model_path for c in callbacks if getattr(c, "best_model_path", "")), None)
         return best if call.model is None else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,6 +30,7 @@ from fulgur.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 if TYPE_CHECKING:
     from fulgur.accelerators import Accelerator
     from fulgur.datamodule import LightningDataModule
+    from fulgur.leaving import BeforeValidation
     from fulgur.loggers.logger import Logger
     from fulgur.loops.feed import Feed
     from fulgur.precision import Precision
@@ -187,6 +189,8 @@ class Trainer:
         self._loaded_at: dict[str, int] = {}
         self._call: sources.Call | None = None
         self._has_set_up = False
+        self._signals: set[int] = set()
+        self._before_validation: BeforeValidation | None = None
         self._ckpt_path: Any = None
         self._loaded_ckpt_path: Any = None
 
@@ -211,7 +215,8 @@ class Trainer:
                 `LightningDataModule` may stand here too.
             val_dataloaders: Likewise for validation.
             datamodule: Where loaders come from.
-            ckpt_path: Resume from this file: a path, "best" or "last".
+            ckpt_path: Resume from this file: a path, "best", "last", or "hpc" (saved before a requeue by SLURM).
+                "auto" is the newest whole checkpoint of this run, or a fresh start where there is none.
             weights_only: None and True execute nothing from the file; False unpickles it, for files you trust.
             train_dataloader: The 1.x name of `train_dataloaders`.
 
@@ -682,8 +687,8 @@ class Trainer:
 
     @property
     def received_sigterm(self) -> bool:
-        """Whether the process was asked to end."""
-        return False
+        """Whether the process was asked to end, by SIGTERM, while the running or latest call was in its loops."""
+        return signal.SIGTERM in self._signals
 
     # ------------------------------------------------------------------------------------------------- processes
 

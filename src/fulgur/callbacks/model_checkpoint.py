@@ -538,10 +538,13 @@ class ModelCheckpoint(Checkpoint):
     def _resolve_dirpath(self, trainer: Trainer) -> str:
         if self.dirpath is not None:
             return self.dirpath
+        return self.directory_of(trainer, trainer.loggers[0].version if trainer.loggers else None)
+
+    def directory_of(self, trainer: Trainer, version: int | str | None) -> str:
+        """Where files go without `dirpath`, while the first logger has this version."""
         if not trainer.loggers:
             return canonical(join(trainer.default_root_dir, "checkpoints"))
         logger = trainer.loggers[0]
-        version = logger.version
         parts = (
             str(logger.name) if logger.name else "",
             version if isinstance(version, str) else f"version_{version}",

@@ -10,7 +10,7 @@ import tempfile
 import time
 import weakref
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +22,7 @@ from fulgur.loggers.run_dir import (
     exists,
     expand_path,
     find_next_version,
+    find_versions,
     is_remote,
     join_path,
     make_dir,
@@ -115,6 +116,26 @@ class CSVLogger(Logger):
             self._experiment = ExperimentWriter(self.log_dir)
         return self._experiment
 
+    def find_versions(self) -> list[int | str]:
+        """The versions on the disk, newest first; only this one where it was chosen already."""
+        return [self._version] if self._version is not None else [*find_versions(self.root_dir)]
+
+    def position(self) -> dict[str, Any]:
+        """This version, and the number of its rows."""
+        if self._experiment is None:
+            return {}
+        return {"version": self.version, "n_rows": self._experiment.settle()}
+
+    @rank_zero_only
+    def resume_at(self, position: dict[str, Any], step: int) -> None:
+        """Go on with an earlier version; later rows are dropped from its file. Nothing if another one was chosen."""
+        if self._version not in (None, position["version"]):
+            return
+        self._version = position["version"]
+        if self._experiment is not None:
+            self._experiment.close()
+        self._experiment = ExperimentWriter(self.log_dir, keep_until=(position.get("n_rows"), step))
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
         """Add one row. It is on disk after the next `save`.
@@ -157,16 +178,22 @@ class ExperimentWriter:
         metrics_file_path: Where the metrics end up.
         metrics: Rows that are not written yet.
         hparams: Hyperparameters so far.
+
+    Args:
+        log_dir: Where to.
+        keep_until: Go on with the metrics that are there, up to this number of rows; up to this step where the number
+            is None.
     """
 
-    def __init__(self, log_dir: str) -> None:
+    def __init__(self, log_dir: str, keep_until: tuple[int | None, int] | None = None) -> None:
         self.log_dir = log_dir
         self.metrics_file_path = join_path(log_dir, METRICS_FILE)
         self.metrics: list[Row] = []
         self.hparams: dict[str, Any] = {}
         self._n_rows = 0
         make_dir(log_dir)
-        if exists(self.metrics_file_path):
+        is_there = exists(self.metrics_file_path)
+        if is_there and keep_until is None:
             moved = move_aside(self.metrics_file_path)
             rank_zero_warn(
                 f"{self.metrics_file_path} holds the metrics of an earlier run. They were moved to {moved}. "
@@ -175,6 +202,8 @@ class ExperimentWriter:
             )
         spooled = is_remote(log_dir)
         self._table = _SpooledTable(self.metrics_file_path) if spooled else _Table(self.metrics_file_path)
+        if is_there and keep_until is not None:
+            self._n_rows = self._table.cut(*keep_until)
 
     def log_hparams(self, params: dict[str, Any]) -> None:
         """Add to the hyperparameters and write them all."""
@@ -193,6 +222,12 @@ class ExperimentWriter:
         if self.metrics:
             self._table.append(self.metrics)
             self.metrics.clear()
+
+    def settle(self) -> int:
+        """Bring all rows to where `log_dir` is, and return their number."""
+        self.save()
+        self._table.settle()
+        return self._n_rows
 
     def close(self) -> None:
         """Write the rows that are pending and close the file; more rows open it again."""
@@ -224,6 +259,19 @@ class _Table:
         self._writer.writerows([row.get(column, "") for column in self._columns] for row in rows)
         self._write(file)
 
+    def settle(self) -> None:
+        """All rows are in the file already."""
+
+    def cut(self, n_rows: int | None, step: int) -> int:
+        """Drop all but the first `n_rows`, or those beyond `step`; whole, or not at all. Returns how many there are."""
+        with open(self.path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows, columns = list(reader), list(reader.fieldnames or ())
+        kept = rows[:n_rows] if n_rows is not None else [row for row in rows if int(row["step"]) <= step]
+        if len(kept) < len(rows):
+            self._rewrite(columns, kept)
+        return len(kept)
+
     def close(self) -> None:
         """Close the file; `append` opens it again."""
         if self._file is not None:
@@ -251,20 +299,21 @@ class _Table:
             self._columns = columns
             self._writer.writerow(columns)
             return self._file or self._open()
+        with open(self.path, newline="", encoding="utf-8") as old:
+            self._rewrite(columns, csv.DictReader(old))
+        return self._open()
+
+    def _rewrite(self, columns: Sequence[str], rows: Iterable[Row]) -> None:
         self.close()
         temporary = f"{self.path}.tmp"
-        with (
-            open(self.path, newline="", encoding="utf-8") as old,
-            open(temporary, "w", newline="", encoding="utf-8") as new,
-        ):
+        with open(temporary, "w", newline="", encoding="utf-8") as new:
             writer = csv.DictWriter(new, columns, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(csv.DictReader(old))
+            writer.writerows(rows)
             new.flush()
             # order matters: the new file must be on disk before it takes the old one's name
             os.fsync(new.fileno())
         os.replace(temporary, self.path)
-        return self._open()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path,)
@@ -291,6 +340,15 @@ class _SpooledTable:
         self._table.append(rows)
         if time.monotonic() - self._uploaded_at_s >= UPLOAD_INTERVAL_S:
             self._upload()
+
+    def settle(self) -> None:
+        """Upload all rows."""
+        if os.path.exists(self._table.path):
+            self._upload()
+
+    def cut(self, n_rows: int | None, step: int) -> int:
+        """As of the local file; the next upload brings it to the store."""
+        return self._table.cut(n_rows, step)
 
     def close(self) -> None:
         """Upload all rows."""

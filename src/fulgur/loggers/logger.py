@@ -102,6 +102,27 @@ class Logger(ABC):
         """
         self.save()
 
+    def find_versions(self) -> list[int | str]:
+        """Versions that a run may go on with, newest first; only this one where it was chosen already."""
+        return []
+
+    def position(self) -> dict[str, Any]:
+        """Where the record stands, as plain data: what a checkpoint keeps for `resume_at`. Empty for nothing to keep.
+
+        What was recorded so far must survive the death of the process.
+        """
+        return {}
+
+    def resume_at(self, position: dict[str, Any], step: int) -> None:
+        """Go on with the version that `position` names, as it stood then: what was recorded later is dropped.
+
+        Called before the first use of `experiment`, or between two runs.
+
+        Args:
+            position: From `position`; at least ``{"version": ...}``.
+            step: Last place on the logger axis that is kept.
+        """
+
     def after_save_checkpoint(self, checkpoint_callback: Callback) -> None:
         """After a checkpoint callback has saved; a logger may upload the file."""
 

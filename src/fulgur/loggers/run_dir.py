@@ -35,8 +35,13 @@ def version_dir(version: int | str) -> str:
 
 def find_next_version(root_dir: str) -> int:
     """The number after the highest ``version_N`` in `root_dir`; 0 if there is none."""
+    return next(iter(find_versions(root_dir)), -1) + 1
+
+
+def find_versions(root_dir: str) -> list[int]:
+    """The numbers of all ``version_N`` in `root_dir`, highest first."""
     matches = map(_VERSION.fullmatch, _list_names(root_dir))
-    return max((int(match[1]) for match in matches if match), default=-1) + 1
+    return sorted({int(match[1]) for match in matches if match}, reverse=True)
 
 
 def claim_version(root_dir: str) -> int:

@@ -17,6 +17,7 @@ from fulgur.loggers.run_dir import (
     exists,
     expand_path,
     find_next_version,
+    find_versions,
     is_remote,
     join_path,
     make_dir,
@@ -84,6 +85,7 @@ class TensorBoardLogger(Logger):
         self._experiment: SummaryWriter | None = None
         self._hparams_with_default_metric: dict[str, Any] | None = None
         self._hparams_written = False
+        self._resumed_after: int | None = None
         self.hparams: dict[str, Any] = {}
 
     @property
@@ -128,8 +130,34 @@ class TensorBoardLogger(Logger):
                 self._version = claim_version(self.root_dir)
             if not is_remote(self.log_dir):
                 make_dir(self.log_dir)
-            self._experiment = SummaryWriter(log_dir=self.log_dir, **self._writer_kwargs)
+            kwargs = self._writer_kwargs
+            if self._resumed_after is not None:
+                kwargs = {"purge_step": self._resumed_after + 1} | kwargs
+            self._experiment = SummaryWriter(log_dir=self.log_dir, **kwargs)
         return self._experiment
+
+    def find_versions(self) -> list[int | str]:
+        """The versions on the disk, newest first; only this one where it was chosen already."""
+        return [self._version] if self._version is not None else [*find_versions(self.root_dir)]
+
+    def position(self) -> dict[str, Any]:
+        """This version. What was recorded is on the disk."""
+        self.save()
+        return {"version": self.version} if self._experiment is not None else {}
+
+    @rank_zero_only
+    def resume_at(self, position: dict[str, Any], step: int) -> None:
+        """Go on with an earlier version; TensorBoard drops its later points. Nothing if another one was chosen.
+
+        The points at `step` itself are kept. Where a validation that follows the checkpoint had been recorded there,
+        its point comes a second time, with the same value.
+        """
+        if self._version not in (None, position["version"]):
+            return
+        if self._experiment is not None:
+            self._experiment.close()
+            self._experiment = None
+        self._version, self._resumed_after = position["version"], step
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -175,6 +203,8 @@ class TensorBoardLogger(Logger):
         self._write_hparams_file()
         if metrics is None:
             # A run that repeats them (test after fit) must not put -1 over a metric logged in between.
+            if self._resumed_after is not None:
+                return  # the version has it already
             if not self._default_hp_metric or self._hparams_with_default_metric == (flat := flatten(params)):
                 return
             self._hparams_with_default_metric = flat

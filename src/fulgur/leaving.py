@@ -1,0 +1,115 @@
+"""What is saved when a signal ends a run, so that the next one goes on from there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from fulgur import slurm
+from fulgur.checkpoint.location import canonical, is_inside, join, list_files
+from fulgur.errors import CheckpointError
+from fulgur.interrupt import InterruptHandler
+from fulgur.loops.resume import find_metric_objects
+from fulgur.rank import rank_zero_info, rank_zero_warn
+from fulgur.rng import capture_rng, restore_rng
+from fulgur.states import RunningStage, TrainerFn
+
+if TYPE_CHECKING:
+    from fulgur.trainer import Trainer
+
+_INTERRUPTED = re.compile(r"interrupted-epoch=\d+-step=\d+\.ckpt")
+
+
+def watch_signals(trainer: Trainer, *loops: Any) -> InterruptHandler:
+    """The handler within whose block `loops` leave at a step boundary, and fit saves first."""
+    return InterruptHandler(
+        *loops,
+        received=trainer._signals,
+        save=partial(_save_interrupted, trainer),
+        requeue=partial(_requeue, trainer) if slurm.is_managed() else None,
+    )
+
+
+def remove_interrupted(trainer: Trainer, *, except_for: str = "") -> None:
+    """Delete the files that earlier interruptions of this run have left; never the one that it was resumed from."""
+    directory = _directory(trainer)
+    if directory is None or not trainer.ckpt_path or not trainer.is_global_zero:
+        return
+    resumed_from = canonical(trainer.ckpt_path)
+    if not is_inside(resumed_from, directory):  # files of another run may lie here
+        return
+    for name in list_files(directory):
+        path = join(directory, name)
+        if _INTERRUPTED.fullmatch(name) and path != except_for and canonical(path) != resumed_from:
+            try:
+                trainer.strategy.remove_checkpoint(path)
+            except CheckpointError as error:
+                rank_zero_warn(str(error))
+
+
+@dataclass(slots=True)
+class BeforeValidation:
+    """What a validation within fit changes: a run that it is broken off in goes on from its beginning."""
+
+    rng: dict[str, Any]
+    seen: list[int]
+    fresh_metrics: list[Any]
+    positions: list[Any]
+
+    @classmethod
+    def take(cls, trainer: Trainer) -> BeforeValidation:
+        metrics = find_metric_objects(trainer.lightning_module).values()
+        return cls(
+            rng=capture_rng(),
+            seen=list(trainer._val_loop.seen),
+            fresh_metrics=[metric for metric in metrics if not metric._update_count],
+            positions=[logger.position() for logger in trainer.loggers],
+        )
+
+    def restore(self, trainer: Trainer) -> None:
+        restore_rng(self.rng)
+        trainer._val_loop.seen[:] = self.seen
+        for metric in self.fresh_metrics:
+            metric.reset()
+
+
+def _save_interrupted(trainer: Trainer) -> None:
+    directory = _directory(trainer)
+    if directory is None or not _is_resumable(trainer):
+        return
+    path = join(directory, f"interrupted-epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt")
+    if _save(trainer, path):
+        remove_interrupted(trainer, except_for=path)  # order matters: the new one is safe by now
+
+
+def _requeue(trainer: Trainer) -> bool:
+    if _is_resumable(trainer):
+        _save(trainer, slurm.next_requeue_checkpoint(trainer.default_root_dir))
+    for logger in trainer.loggers:
+        logger.finalize("finished")
+    return slurm.requeue_job() if trainer.is_global_zero else True
+
+
+def _save(trainer: Trainer, path: str) -> bool:
+    if trainer.state.stage is RunningStage.VALIDATING and trainer._before_validation is not None:
+        trainer._before_validation.restore(trainer)
+    try:
+        trainer.save_checkpoint(path)
+    except CheckpointError as error:
+        rank_zero_warn(f"The run is not saved as it ends: {error}")  # it has to end in any case
+        return False
+    rank_zero_info(f"The run is saved as {path}.")
+    return True
+
+
+def _is_resumable(trainer: Trainer) -> bool:
+    """Whether there is something to save: in the check before training, nothing has happened yet."""
+    return trainer.state.fn is TrainerFn.FITTING and not trainer.sanity_checking and not trainer.fast_dev_run
+
+
+def _directory(trainer: Trainer) -> str | None:
+    """Where ``ckpt_path="auto"`` looks: the directory of the first `ModelCheckpoint`."""
+    found = (c.dirpath for c in trainer.checkpoint_callbacks if hasattr(c, "best_model_path"))
+    return next(found, None) if not trainer.fast_dev_run else None
