@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import IO, Any
 
 import torch
 
+from fulgur.checkpoint.allowed import allow, are_callbacks
 from fulgur.checkpoint.location import directory_of, is_remote, list_files, local_path
 from fulgur.checkpoint.verify import is_archive, open_verified, require_whole
 from fulgur.checkpoint.write import checkpoint_exists
@@ -50,9 +53,9 @@ def load_checkpoint(
     safe = weights_only is None or weights_only
     if not isinstance(path, (str, os.PathLike)):
         location = str(getattr(path, "name", "the open file"))
-        if path.seekable() and path.tell() == 0:
-            require_whole(path, location)
-        return _unpickle(path, location, map_location, safe)
+        file = path if path.seekable() and path.tell() == 0 else io.BytesIO(path.read())
+        require_whole(file, location)
+        return _unpickle(file, location, map_location, safe)
     location = os.fspath(path)
     if not checkpoint_exists(location, storage_options=storage_options):
         raise FileNotFoundError(_missing_message(location))
@@ -69,7 +72,10 @@ def _unpickle(
 ) -> dict[str, Any]:
     source: Any = file if mapped is None else mapped
     try:
-        content = torch.load(source, map_location=map_location, weights_only=safe, mmap=mapped is not None)
+        if not safe:
+            content = torch.load(source, map_location=map_location, weights_only=False, mmap=mapped is not None)
+        else:
+            content = _load_plain(source, file, map_location, is_mapped=mapped is not None)
     except pickle.UnpicklingError as error:
         wanted = _find_wanted(file, error) if safe else []
         raise (_refused(location, wanted) if wanted else _unreadable(location, error)) from error
@@ -78,6 +84,21 @@ def _unpickle(
     if not isinstance(content, dict):
         raise CheckpointError(f"{location!r} is no checkpoint: it holds a {type(content).__name__}, not a dict.")
     return content
+
+
+def _load_plain(source: Any, file: IO[bytes], map_location: MapLocation, *, is_mapped: bool) -> Any:
+    """Load tensors, builtin containers and what `allowed` lists; nothing of the file runs."""
+    load = partial(torch.load, source, map_location=map_location, weights_only=True, mmap=is_mapped)
+    try:
+        with allow():
+            return load()
+    except pickle.UnpicklingError as error:
+        wanted = _find_wanted(file, error)
+        if not are_callbacks(wanted):
+            raise
+        file.seek(0)
+        with allow(wanted):
+            return load()
 
 
 def require_weights(checkpoint: dict[str, Any], location: object) -> None:
@@ -103,7 +124,8 @@ def _find_wanted(file: IO[bytes], error: Exception) -> list[str]:
     """Names of the globals a file asks for beyond plain data; empty if the file is not a pickle at all."""
     try:
         file.seek(0)
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        with allow():
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     except Exception:  # not every format can be looked through ahead
         names = []
     return sorted(set(names)) or _WANTED.findall(str(error))[:1]
@@ -119,6 +141,11 @@ def _refused(location: str, wanted: list[str]) -> CheckpointRefusedError:
 def _unreadable(location: str, error: Exception) -> CheckpointError:
     # The first sentence only: torch goes on with advice to open the file unsafely.
     cause = (str(error).splitlines() or [""])[0].split(". ")[0].rstrip(".")
+    if "TorchScript" in cause:
+        return CheckpointError(
+            f"{location!r} is no checkpoint: it is a TorchScript archive, a program. Run it with torch.jit.load if you "
+            "trust where it comes from."
+        )
     return CheckpointError(
         f"{location!r} cannot be read: it is damaged, cut short, or no checkpoint ({type(error).__name__}: {cause})."
     )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import decimal
+import fractions
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import fsspec
@@ -74,14 +77,20 @@ def test_hostile_file_on_a_remote_store_is_refused(store: str) -> None:
 
 
 def test_refusal_names_all_that_was_wanted_and_the_way_out(tmp_path: Path) -> None:
-    write_checkpoint({"a": argparse.Namespace(), "b": Path("x")}, tmp_path / "a.ckpt")
-    with pytest.raises(CheckpointRefusedError, match=r"argparse\.Namespace, .*Path.*weights_only=False"):
+    write_checkpoint({"a": fractions.Fraction(1), "b": decimal.Decimal(1)}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointRefusedError, match=r"decimal\.Decimal, fractions\.Fraction.*weights_only=False"):
         load_checkpoint(tmp_path / "a.ckpt")
 
 
 def test_weights_only_false_opens_a_trusted_file(tmp_path: Path) -> None:
-    write_checkpoint({"a": argparse.Namespace(lr=1)}, tmp_path / "a.ckpt")
-    assert load_checkpoint(tmp_path / "a.ckpt", weights_only=False)["a"].lr == 1
+    write_checkpoint({"a": fractions.Fraction(1, 2)}, tmp_path / "a.ckpt")
+    assert load_checkpoint(tmp_path / "a.ckpt", weights_only=False)["a"] == fractions.Fraction(1, 2)
+
+
+@pytest.mark.parametrize("value", [argparse.Namespace(lr=1), Path("a/b"), timedelta(hours=1)])
+def test_values_that_lightning_stores_as_they_are_come_back(tmp_path: Path, value: object) -> None:
+    write_checkpoint({"hyper_parameters": {"x": value}}, tmp_path / "a.ckpt")
+    assert load_checkpoint(tmp_path / "a.ckpt")["hyper_parameters"]["x"] == value
 
 
 def test_truncated_file_is_an_error_that_is_no_refusal(tmp_path: Path) -> None:
