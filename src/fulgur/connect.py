@@ -88,6 +88,7 @@ def _profile_training(trainer: Trainer) -> None:
     plan.backward = timed(profiler, f"{prefix}.backward", module.backward)
     for update in plan.updates:
         update.training_step = timed(profiler, f"{prefix}.training_step", update.training_step)
+        update.backward = timed(profiler, f"{prefix}.backward", update.backward or module.backward)
     if module.automatic_optimization:
         plan.optimizer_step = timed(profiler, f"{prefix}.optimizer_step", module.optimizer_step)
 
