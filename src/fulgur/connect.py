@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fulgur.checkpoint.io import AsyncCheckpointIO
 from fulgur.errors import MisconfigurationException
 from fulgur.hooks import (
     EvalHooks,
@@ -72,6 +73,9 @@ def connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> Non
     loop.load_epoch = partial(_load_epoch, trainer, call)
     loop.before_epochs = loop.validate = None
     loop.last_validation = time.monotonic()
+    writer = trainer.strategy.checkpoint_io
+    if isinstance(writer, AsyncCheckpointIO):
+        writer.on_failure = partial(loop.call_soon, writer.wait)
 
 
 def is_profiled(trainer: Trainer) -> bool:

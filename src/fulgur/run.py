@@ -184,6 +184,7 @@ def _execute(trainer: Trainer, call: Call, body: Callable[[], Any]) -> Any:
             if call.fn is not TrainerFn.FITTING:  # fit has hooks that come after it
                 trainer.strategy.teardown()
             _teardown(trainer, call)
+            trainer.strategy.checkpoint_io.teardown()
         except BaseException as error:
             state.status = TrainerStatus.INTERRUPTED
             _on_exception(trainer, error)
@@ -209,7 +210,7 @@ def _on_exception(trainer: Trainer, error: BaseException) -> None:
     end: Callable[[], Any] = partial(
         _teardown, trainer, Call(trainer.state.fn or TrainerFn.FITTING, None, None, None, None)
     )
-    calls += [trainer.strategy.teardown, end]
+    calls += [trainer.strategy.teardown, end, trainer.strategy.checkpoint_io.teardown]
     for hook in calls:
         try:
             hook()

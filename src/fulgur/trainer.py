@@ -29,6 +29,7 @@ from fulgur.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 
 if TYPE_CHECKING:
     from fulgur.accelerators import Accelerator
+    from fulgur.checkpoint.io import CheckpointIO
     from fulgur.datamodule import LightningDataModule
     from fulgur.leaving import BeforeValidation
     from fulgur.loggers.logger import Logger
@@ -76,7 +77,7 @@ class Trainer:
         profiler: "simple", "advanced" or a `Profiler`.
         detect_anomaly: Run fit under autograd's anomaly detection.
         barebones: Switch off everything that costs time: checkpoints, loggers, bar, summary, sanity check, `self.log`.
-        plugins: A `Precision`, or a list of plugins.
+        plugins: A `Precision`, a `CheckpointIO` such as `AsyncCheckpointIO`, or a list of both.
         sync_batchnorm: Share batch statistics over processes.
         reload_dataloaders_every_n_epochs: Ask for new loaders this often; 0 loads them once.
         default_root_dir: Where logs and checkpoints go; None is the working directory.
@@ -167,6 +168,9 @@ class Trainer:
             settings.precision, settings.plugins, self._devices[0].type
         )
         self.strategy = resolve.resolve_strategy(settings.strategy, self._devices, settings.num_nodes)
+        checkpoint_io = resolve.resolve_checkpoint_io(settings.plugins)
+        if checkpoint_io is not None:
+            self.strategy.checkpoint_io = checkpoint_io
         self.loggers: list[Logger] = resolve.resolve_loggers(
             settings.logger,
             settings.default_root_dir,
@@ -317,7 +321,12 @@ class Trainer:
         return run.predict(self, call, returns=return_predictions is not False)
 
     def save_checkpoint(
-        self, filepath: str | os.PathLike[str], weights_only: bool | None = None, storage_options: Any = None
+        self,
+        filepath: str | os.PathLike[str],
+        weights_only: bool | None = None,
+        storage_options: Any = None,
+        *,
+        checkpoint_io: CheckpointIO | None = None,
     ) -> None:
         """Write a checkpoint of the run as it stands. All ranks must call it.
 
@@ -325,6 +334,7 @@ class Trainer:
             filepath: Path or URL.
             weights_only: Leave out everything that only training needs.
             storage_options: For plugins that write elsewhere.
+            checkpoint_io: What to write with. ``None`` is the plugin of the Trainer.
 
         Raises:
             AttributeError: No model has been attached yet.
@@ -340,7 +350,8 @@ class Trainer:
             saving.warn_of_refused_hparams(self)
         checkpoint = saving.build_checkpoint(self, weights_only=bool(weights_only))
         self.metrics.scope = scope
-        self.strategy.save_checkpoint(checkpoint, filepath, storage_options)
+        own = {} if checkpoint_io is None else {"checkpoint_io": checkpoint_io}
+        self.strategy.save_checkpoint(checkpoint, filepath, storage_options, **own)
         self.strategy.barrier("save_checkpoint")
 
     def print(self, *args: Any, **kwargs: Any) -> None:

@@ -49,12 +49,15 @@ class Verdict:
         return self.kind in ("good", "unsealed")
 
 
-def verify_checkpoint(path: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None) -> Verdict:
+def verify_checkpoint(
+    path: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None, reads_all: bool = True
+) -> Verdict:
     """Read all of the file at `path` and tell whether it is whole. Nothing in it is unpickled.
 
     Args:
         path: A local path, or a URL of any filesystem fsspec knows.
         storage_options: Arguments for the fsspec filesystem of a URL.
+        reads_all: Verify every byte. False looks at beginning and end only.
 
     Raises:
         FileNotFoundError: There is nothing.
@@ -64,13 +67,8 @@ def verify_checkpoint(path: str | os.PathLike[str], *, storage_options: dict[str
         >>> verify_checkpoint("runs/epoch=3-step=40.ckpt").kind  # doctest: +SKIP
         'good'
     """
-    location = os.fspath(path)
-    if not is_remote(location):
-        with open(local_path(location), "rb") as file:
-            return examine(file)
-    filesystem, inner = open_filesystem(location, storage_options)
-    with filesystem.open(inner, "rb") as file:
-        return examine(file)
+    with _open(os.fspath(path), storage_options, copies=False) as file:
+        return examine(file, reads_all=reads_all)
 
 
 @contextmanager

@@ -47,7 +47,7 @@ class FitLoop:
         validate: Runs a validation; None where there is nothing to validate.
         write_metrics: Sends values to the loggers: ``(values, axis)``.
         should_stop: Ends the run once `min_epochs` and `min_steps` are met.
-        interrupt: Raises what a signal asked for, at the next step boundary; None while there was no signal.
+        interrupt: Called once between two steps: raises what a signal asked for, or does what `call_soon` was given.
     """
 
     plan: StepPlan
@@ -82,6 +82,16 @@ class FitLoop:
     @max_epochs.setter
     def max_epochs(self, max_epochs: int | None) -> None:
         self.limits.max_epochs = max_epochs
+
+    def call_soon(self, call: Callable[[], None]) -> None:
+        """Have `call` made between two steps; from any thread. A signal comes first, for it ends the run."""
+
+        def call_once() -> None:
+            self.interrupt = None
+            call()
+
+        if self.interrupt is None:
+            self.interrupt = call_once
 
     # ------------------------------------------------------------------------------------------------ the run
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from fulgur.accelerators import Accelerator, build_accelerator
+from fulgur.checkpoint.io import CheckpointIO
 from fulgur.errors import MisconfigurationException, nearest_name
 from fulgur.precision import Precision, build_precision
 
@@ -43,12 +44,13 @@ def resolve_precision(precision: str | int | None, plugins: Any, accelerator_nam
         ValueError: The name is unknown, or a plugin is given too.
         MisconfigurationException: The accelerator cannot do it, or a plugin is of no known kind.
     """
-    given = [] if plugins is None else list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
-    for plugin in given:
-        if not isinstance(plugin, Precision):
+    for plugin in _as_list(plugins):
+        if not isinstance(plugin, (Precision, CheckpointIO)):
             raise MisconfigurationException(
-                f"plugins holds {plugin!r}, which is no plugin that fulgur knows. Use instances of Precision."
+                f"plugins holds {plugin!r}, which is no plugin that fulgur knows. Use instances of Precision and "
+                "CheckpointIO."
             )
+    given = [plugin for plugin in _as_list(plugins) if isinstance(plugin, Precision)]
     if len(given) > 1:
         names = ", ".join(type(plugin).__name__ for plugin in given)
         raise MisconfigurationException(f"plugins holds {len(given)} precisions: {names}. Keep one.")
@@ -57,6 +59,25 @@ def resolve_precision(precision: str | int | None, plugins: Any, accelerator_nam
             f"precision={precision!r} and the plugin {type(given[0]).__name__} both set the precision. Leave out one."
         )
     return given[0] if given else build_precision(precision, accelerator_name)
+
+
+def resolve_checkpoint_io(plugins: Any) -> CheckpointIO | None:
+    """The `CheckpointIO` among the plugins; None if there is none.
+
+    Raises:
+        MisconfigurationException: There are several.
+    """
+    given = [plugin for plugin in _as_list(plugins) if isinstance(plugin, CheckpointIO)]
+    if len(given) > 1:
+        names = ", ".join(type(plugin).__name__ for plugin in given)
+        raise MisconfigurationException(f"plugins holds {len(given)} checkpoint IOs: {names}. Keep one.")
+    return given[0] if given else None
+
+
+def _as_list(plugins: Any) -> list[Any]:
+    if plugins is None:
+        return []
+    return list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
 
 
 def resolve_strategy(strategy: Any, devices: list[torch.device], num_nodes: int) -> Strategy:

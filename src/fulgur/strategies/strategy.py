@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fulgur.checkpoint.load import load_checkpoint
-from fulgur.checkpoint.write import remove_checkpoint, write_checkpoint
+from fulgur.checkpoint.io import CheckpointIO, TorchCheckpointIO
+from fulgur.errors import CheckpointError
 
 
 class Strategy(ABC):
@@ -23,6 +23,7 @@ class Strategy(ABC):
         lightning_module: The bare module.
         optimizers: Set by the run, for user code that looks here.
         lr_scheduler_configs: Likewise.
+        checkpoint_io: Writes, reads and deletes checkpoints; a plugin of the Trainer may take its place.
     """
 
     def __init__(self) -> None:
@@ -30,6 +31,7 @@ class Strategy(ABC):
         self.lightning_module: Any = None
         self.optimizers: list[Any] = []
         self.lr_scheduler_configs: list[Any] = []
+        self.checkpoint_io: CheckpointIO = TorchCheckpointIO()
 
     # ------------------------------------------------------------------------------------------- the processes
 
@@ -119,16 +121,40 @@ class Strategy(ABC):
 
     # ------------------------------------------------------------------------------------------------- files
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint from rank 0. All ranks must call it."""
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        filepath: Any,
+        storage_options: Any = None,
+        *,
+        checkpoint_io: CheckpointIO | None = None,
+    ) -> None:
+        """Write a checkpoint from rank 0. All ranks must call it, and all get the error if it fails.
+
+        Args:
+            checkpoint: What to write.
+            filepath: Path or URL.
+            storage_options: For the `CheckpointIO`.
+            checkpoint_io: What to write with. ``None`` is the one that is also read with.
+        """
+        failure: CheckpointError | None = None
         if self.is_global_zero:
-            write_checkpoint(checkpoint, filepath)
+            try:
+                (checkpoint_io or self.checkpoint_io).save_checkpoint(
+                    checkpoint, filepath, storage_options=storage_options
+                )
+            except CheckpointError as error:
+                failure = error
+        failure = self.broadcast(failure)  # all ranks must reach this
+        if failure is not None:
+            raise failure
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint into host memory."""
-        return load_checkpoint(checkpoint_path, map_location="cpu", weights_only=weights_only)
+        trust = {} if weights_only is None else {"weights_only": weights_only}
+        return self.checkpoint_io.load_checkpoint(checkpoint_path, map_location="cpu", **trust)
 
-    def remove_checkpoint(self, filepath: Any) -> None:
+    def remove_checkpoint(self, filepath: Any, *, checkpoint_io: CheckpointIO | None = None) -> None:
         """Delete a checkpoint, from rank 0."""
         if self.is_global_zero:
-            remove_checkpoint(filepath)
+            (checkpoint_io or self.checkpoint_io).remove_checkpoint(filepath)
