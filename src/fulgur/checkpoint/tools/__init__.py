@@ -1,0 +1,1 @@
+"""``python -m fulgur.checkpoint``: look into checkpoints, compare, convert, average and prune them."""
