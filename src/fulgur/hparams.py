@@ -301,14 +301,21 @@ def read_hparams_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Hyperparameters from a ``.yaml`` or ``.yml`` file, or a ``.csv`` file with the columns key and value.
 
     Raises:
-        ValueError: The file has another extension.
+        ValueError: The file has another extension, or holds more than plain values.
     """
     extension = os.path.splitext(path)[1]
     if extension in (".yaml", ".yml"):
         import yaml
 
         with open(path, encoding="utf-8") as file:
-            return dict(yaml.safe_load(file) or {})
+            try:
+                return dict(yaml.safe_load(file) or {})
+            except yaml.YAMLError as error:
+                wanted = str(getattr(error, "problem", None) or error)
+                raise ValueError(
+                    f"hparams_file={os.fspath(path)!r} is not read: {wanted}. It may hold plain values only: tags as "
+                    "!!python/object are not followed, because they run code. Write the value itself."
+                ) from error
     if extension == ".csv":
         import csv
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fulgur.checkpoint.load import load_checkpoint, require_weights
 from fulgur.checkpoint.plain import from_plain
-from fulgur.checkpoint.state import devices_present
+from fulgur.checkpoint.state import decode_additions, devices_present
 from fulgur.errors import PossibleUserWarning
 from fulgur.hparams import build_init_kwargs, read_hparams_file
 from fulgur.rank import rank_zero_warn
@@ -38,6 +38,7 @@ def load_module(
     _check_arguments(cls, arguments)
     module = cls(**arguments)
     module.configure_model()
+    decode_additions(checkpoint)
     module.on_load_checkpoint(checkpoint)
     strict = _agreed_strictness(module, strict)
     keys = module.load_state_dict(checkpoint["state_dict"], strict=strict)

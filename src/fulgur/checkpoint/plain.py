@@ -15,6 +15,7 @@ A file may name any class of these kinds that is imported, with any values, so n
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import datetime
 import enum
@@ -66,6 +67,28 @@ def from_plain(value: Any) -> Any:
         return decode(value)
     except Exception:  # each kind of content that does not fit fails in its own way
         return value
+
+
+def opens_plainly(value: Any) -> bool:
+    """Whether `torch.load` opens `value` with ``weights_only=True`` as it is, without `to_plain`."""
+    try:
+        return _opens(value)
+    except RecursionError:
+        return False
+
+
+def _opens(value: Any) -> bool:
+    kind = type(value)
+    if kind is bytes:
+        return bool(value)
+    if kind in (dict, collections.OrderedDict, collections.Counter):
+        return all(map(_opens, value)) and all(map(_opens, value.values()))
+    if kind in (list, tuple, set):
+        return all(map(_opens, value))
+    return value is None or kind in _OPENED or isinstance(value, torch.Tensor)
+
+
+_OPENED = (bool, int, float, str, complex, bytearray, torch.dtype, torch.device, torch.Size)
 
 
 def _encode(value: Any, where: str, parents: tuple[int, ...]) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fulgur.checkpoint.earlier import call_on_load, call_on_save
-from fulgur.checkpoint.plain import from_plain, to_plain
+from fulgur.checkpoint.plain import from_plain, opens_plainly, to_plain
 from fulgur.errors import CheckpointError, MisconfigurationException, PossibleUserWarning
 from fulgur.hooks import Callback
 from fulgur.progress import Progress
@@ -92,6 +92,7 @@ def build_checkpoint(contents: Contents, *, weights_only: bool = False) -> dict[
     if contents.datamodule is not None and (state := contents.datamodule.state_dict()):
         key = type(contents.datamodule).__qualname__
         checkpoint[key] = to_plain(state, where=f"state_dict() of {key}")
+    ours = {key: id(value) for key, value in checkpoint.items()}
     if not weights_only:
         for callback in contents.callbacks:
             state = call_on_save(callback, contents.trainer, module, checkpoint)
@@ -99,7 +100,36 @@ def build_checkpoint(contents: Contents, *, weights_only: bool = False) -> dict[
                 key = callback.state_key
                 checkpoint["callbacks"].setdefault(key, to_plain(state, where=f"on_save_checkpoint() of {key}"))
     module.on_save_checkpoint(checkpoint)
+    _make_additions_plain(checkpoint, ours)
     return checkpoint
+
+
+def _make_additions_plain(checkpoint: dict[str, Any], ours: dict[str, int]) -> None:
+    """Store what hooks have added so that the file opens as plain data; name what has no plain form."""
+    encoded = []
+    for key in [key for key, value in checkpoint.items() if ours.get(key) != id(value)]:
+        if opens_plainly(checkpoint[key]):
+            continue
+        try:
+            checkpoint[key] = to_plain(checkpoint[key], where=f"checkpoint[{key!r}]")
+        except CheckpointError as error:
+            rank_zero_warn(
+                f"on_save_checkpoint added {key!r} to the checkpoint, and the file will not open without "
+                f"weights_only=False: {str(error).split(', so ')[0]}. Add plain data and tensors instead.",
+                PossibleUserWarning,
+            )
+        else:
+            encoded.append(key)
+    if encoded and isinstance(checkpoint.get("fulgur"), dict):
+        checkpoint["fulgur"]["encoded"] = encoded
+
+
+def decode_additions(checkpoint: dict[str, Any]) -> None:
+    """Give what hooks have added the form that it had when they added it, before hooks see it again."""
+    own = checkpoint.get("fulgur")
+    for key in own.get("encoded", ()) if isinstance(own, dict) else ():
+        if key in checkpoint:
+            checkpoint[key] = from_plain(checkpoint[key])
 
 
 def _callback_states(callbacks: Sequence[Callback]) -> dict[str, Any]:
@@ -146,9 +176,10 @@ def warn_of_refused_hparams(owner: Any) -> None:
 # ------------------------------------------------------------------------------------------------------- restoring
 
 
-def restore_model(checkpoint: Mapping[str, Any], contents: Contents, *, strict: bool) -> None:
+def restore_model(checkpoint: dict[str, Any], contents: Contents, *, strict: bool) -> None:
     """Give back weights, and the states of datamodule and callbacks, calling their hooks in the order users know."""
     module, trainer = contents.module, contents.trainer
+    decode_additions(checkpoint)
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=strict)
     if contents.datamodule is not None:

@@ -217,3 +217,15 @@ def test_value_that_contains_itself_is_refused() -> None:
 def test_value_that_occurs_twice_is_stored_twice() -> None:
     shared = [1]
     assert to_plain([shared, shared], where="h") == [[1], [1]]
+
+
+@pytest.mark.parametrize("value", [b"", bytearray(), {"a": [b""]}, {b"": 1}], ids=repr)
+def test_empty_bytes_survive_a_file_that_is_opened_safely(tmp_path: Path, value: Any) -> None:
+    torch.save(to_plain(value, where="x"), tmp_path / "a.pt")
+    assert from_plain(torch.load(tmp_path / "a.pt", weights_only=True)) == value
+
+
+def test_empty_array_survives_a_file_that_is_opened_safely(tmp_path: Path) -> None:
+    torch.save(to_plain(np.zeros((0, 3), "f4"), where="x"), tmp_path / "a.pt")
+    array = from_plain(torch.load(tmp_path / "a.pt", weights_only=True))
+    assert (array.shape, array.dtype) == ((0, 3), np.float32)
