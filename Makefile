@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 BENCH_BIN := $(BENCH_VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench compat docs format clean
+.PHONY: help demo test faults check bench compat docs format clean
 
 help:
 	@echo "make demo     train a small network on handwritten digits, then test it (about half a minute)"
 	@echo "make test     run the tests"
+	@echo "make faults   kill runs at 200 instants and start them again (a few minutes)"
 	@echo "make check    formatting, lint, types, import layers"
 	@echo "make docs     run every example that the documentation shows"
 	@echo "make bench    measure fulgur against a hand-written loop and its peers"
@@ -23,6 +24,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest --timeout=300
+
+faults: $(VENV)/.installed
+	FULGUR_FAULTS=200 $(BIN)/python -m pytest --timeout=1800 tests/faults
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
