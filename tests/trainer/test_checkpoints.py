@@ -151,14 +151,29 @@ def test_strict_loading_of_the_module_decides_whether_keys_must_match(tmp_path: 
 
 
 def test_file_that_could_run_code_is_refused_unless_trusted(tmp_path: Path) -> None:
-    class Bad(Full):
+    _, path = saved(tmp_path, Full())
+    content = torch.load(path, weights_only=True)
+    torch.save(content | {"mine": argparse.Namespace(a=1)}, path)
+    trainer = quiet()
+    with pytest.raises(CheckpointRefusedError, match=r"argparse\.Namespace"):
+        trainer.test(Full(), numbers(1), ckpt_path=path)
+    trainer.test(Full(), numbers(1), ckpt_path=path, weights_only=False, verbose=False)
+
+
+def test_what_a_hook_adds_comes_back_as_it_was(tmp_path: Path) -> None:
+    class Adding(Full):
+        found: Any = None
+
         def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             checkpoint["mine"] = argparse.Namespace(a=1)
 
-    trainer, path = saved(tmp_path, Bad())
-    with pytest.raises(CheckpointRefusedError):
-        trainer.test(Full(), numbers(1), ckpt_path=path)
-    trainer.test(Full(), numbers(1), ckpt_path=path, weights_only=False, verbose=False)
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            self.found = checkpoint["mine"]
+
+    _, path = saved(tmp_path, Adding())
+    module = Adding()
+    quiet().test(module, numbers(1), ckpt_path=path, verbose=False)
+    assert module.found == argparse.Namespace(a=1)
 
 
 # ------------------------------------------------------------------------------------------------------ hyperparameters
