@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from fulgur.callbacks.background_saves import BackgroundSaves
 from fulgur.callbacks.checkpoint import Checkpoint
+from fulgur.checkpoint.io import AsyncCheckpointIO
 from fulgur.checkpoint.location import canonical, is_inside, is_remote, join, list_files
 from fulgur.checkpoint.names import format_name, name_pattern
 from fulgur.checkpoint.write import checkpoint_exists, link_checkpoint
@@ -69,6 +73,12 @@ class ModelCheckpoint(Checkpoint):
         save_on_train_epoch_end: True saves after the training epoch's end, False after validation. ``None`` chooses
             the latter where validation does not run exactly once an epoch.
         enable_version_counter: Add ``-v1``, ``-v2``, ... to a name that is taken, rather than overwrite.
+        async_save: Write while training goes on, which then waits only for a copy to the host's memory. A file is
+            complete some time after its save, at the latest when training ends. Always so where the Trainer's plugin
+            is an `AsyncCheckpointIO`.
+        on_save_error: What a save that fails (three times, unless a plugin says otherwise) does to the run: ``"stop"``
+            ends it with the error, ``"continue"`` warns and tries again at the next time to save. Earlier files are
+            safe in any case.
 
     Attributes:
         best_model_path: The best file, or the newest without `monitor`. Empty before the first save.
@@ -106,6 +116,9 @@ class ModelCheckpoint(Checkpoint):
         every_n_epochs: int | None = None,
         save_on_train_epoch_end: bool | None = None,
         enable_version_counter: bool = True,
+        *,
+        async_save: bool = False,
+        on_save_error: Literal["stop", "continue"] = "stop",
     ) -> None:
         self.dirpath = None if dirpath is None else canonical(dirpath)
         self.filename = filename
@@ -118,6 +131,8 @@ class ModelCheckpoint(Checkpoint):
         self.mode = mode
         self.auto_insert_metric_name = auto_insert_metric_name
         self.enable_version_counter = enable_version_counter
+        self.async_save = async_save
+        self.on_save_error = on_save_error
 
         self.best_model_path = ""
         self.best_model_score: Tensor | None = None
@@ -140,6 +155,7 @@ class ModelCheckpoint(Checkpoint):
         self._has_validated = False
         self._has_warned_of_monitor = False
         self._resumed_from = ""
+        self._background: BackgroundSaves | None = None
         self._clock = _IntervalClock(train_time_interval)
 
         self._check_arguments()
@@ -160,6 +176,10 @@ class ModelCheckpoint(Checkpoint):
             raise MisconfigurationException(f"mode={self.mode!r} is not possible. Use 'min' or 'max'.")
         if self.save_last not in (None, True, False, "link"):
             raise MisconfigurationException(f"save_last={self.save_last!r} is not possible. Use True, False or 'link'.")
+        if self.on_save_error not in ("stop", "continue"):
+            raise MisconfigurationException(
+                f"on_save_error={self.on_save_error!r} is not possible. Use 'stop' or 'continue'."
+            )
         self._check_link()
         self._check_triggers()
 
@@ -228,6 +248,8 @@ class ModelCheckpoint(Checkpoint):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Resolved now: a link may point elsewhere by the time something is deleted.
         self._resumed_from = canonical(trainer.ckpt_path) if trainer.ckpt_path else ""
+        if self.async_save or isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
+            self._background = BackgroundSaves(trainer, on_failure=partial(self._settle, trainer))
         if trainer.is_global_zero and not trainer.fast_dev_run:
             self._warn_of_files(trainer)  # not before it is known whether the run goes on from one of them
 
@@ -272,19 +294,36 @@ class ModelCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.save_last and not self._last_checkpoint_saved and not self._should_skip(trainer):
-            self._prune(trainer, self._save_last(trainer, self._candidates(trainer)))
+            with self._errors_as_told():
+                self._prune(trainer, self._save_last(trainer, self._candidates(trainer)))
+        self._settle(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if not self.save_on_exception or self._should_skip(trainer):
-            return
         try:
-            candidates = self._candidates(trainer)
-            self._save_file(trainer, self._free_path(trainer, candidates, self.filename))
-            if self.save_last:
-                self._prune(trainer, self._save_last(trainer, candidates))
+            self._settle(trainer)
+            if self.save_on_exception and not self._should_skip(trainer):
+                self._save_on_exception(trainer)
         except CheckpointError as error:
             # The exception that ended the run is the one to be seen.
             rank_zero_warn(f"No checkpoint was saved on {type(exception).__name__}: {error}")
+
+    def _save_on_exception(self, trainer: Trainer) -> None:
+        candidates = self._candidates(trainer)
+        with self._together():
+            path = self._free_path(trainer, candidates, self.filename)
+            self._save_file(trainer, path, self._state())
+            if self.save_last:
+                self._prune(trainer, self._save_last(trainer, candidates))
+        self._settle(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._background is not None:
+            background = self._background
+            try:
+                self._settle(trainer)
+            finally:
+                self._background = None
+                background.release()
 
     def _should_skip(self, trainer: Trainer) -> bool:
         return bool(
@@ -321,13 +360,41 @@ class ModelCheckpoint(Checkpoint):
         """One save in full: the ranked file, the last one, then the files that have to go."""
         self._has_deferred_save = False
         candidates = self._candidates(trainer)
-        obsolete = self._save_top_k(trainer, candidates)
-        obsolete_last = ""
-        if self._should_refresh_last(trainer):
-            obsolete_last = self._save_last(trainer, candidates)
-        # order matters: nothing is deleted before all that replaces it is on the disk
-        self._prune(trainer, obsolete)
-        self._prune(trainer, obsolete_last)
+        with self._errors_as_told(), self._together():
+            obsolete = self._save_top_k(trainer, candidates)
+            obsolete_last = ""
+            if self._should_refresh_last(trainer):
+                obsolete_last = self._save_last(trainer, candidates)
+            # order matters: nothing is deleted before all that replaces it is on the disk
+            self._prune(trainer, obsolete)
+            self._prune(trainer, obsolete_last)
+
+    def _together(self) -> AbstractContextManager[None]:
+        """What is saved within the block is saved at one moment."""
+        return nullcontext() if self._background is None else self._background.together()
+
+    @contextmanager
+    def _errors_as_told(self) -> Iterator[None]:
+        """Pass the error of a save on, or not, as `on_save_error` says."""
+        try:
+            yield
+        except CheckpointError as error:
+            if self.on_save_error == "stop":
+                raise
+            rank_zero_warn(f"{error} Training goes on (on_save_error='continue').")
+
+    def _settle(self, trainer: Trainer) -> None:
+        """Wait for the files that are being written; take back what was noted of one that failed, and report it."""
+        if self._background is None:
+            return
+        outcome = self._background.settle(trainer)
+        if outcome.before is not None:
+            self._take_back(outcome.before)
+        if outcome.num_saved and trainer.is_global_zero:
+            self._tell_loggers(trainer)
+        if outcome.failure is not None:
+            with self._errors_as_told():
+                raise outcome.failure
 
     def _should_refresh_last(self, trainer: Trainer) -> bool:
         if self.save_last == "link" and not self._last_checkpoint_saved:
@@ -350,18 +417,20 @@ class ModelCheckpoint(Checkpoint):
         return ""
 
     def _save_newest(self, trainer: Trainer, candidates: dict[str, Any]) -> str:
+        self._settle(trainer)  # order matters: a name whose file is on its way is not free
         previous = self.best_model_path if self.save_top_k == 1 else ""
         path = self._free_path(trainer, candidates, self.filename, replaced=previous)
-        before = self.state_dict()
+        before = self._state()
         self.best_model_path = path
         self._save_or_restore(trainer, path, before)
         return "" if previous == path else previous
 
     def _save_ranked(self, trainer: Trainer, candidates: dict[str, Any], score: Tensor) -> str:
+        self._settle(trainer)
         is_full = len(self.best_k_models) == self.save_top_k
         replaced = self.kth_best_model_path if is_full else ""
         path = self._free_path(trainer, candidates, self.filename, replaced=replaced)
-        before = self.state_dict()
+        before = self._state()
         self.best_k_models = {p: s for p, s in self.best_k_models.items() if p != replaced}
         self.best_k_models[path] = score
         self._update_ranking()
@@ -377,34 +446,52 @@ class ModelCheckpoint(Checkpoint):
         self.kth_best_model_path = worst(scores, key=scores.__getitem__)
         self.kth_value = self.best_k_models[self.kth_best_model_path]
 
+    def _state(self) -> dict[str, Any]:
+        """What a save changes."""
+        return self.state_dict() | {
+            "_last_global_step_saved": self._last_global_step_saved,
+            "_last_checkpoint_saved": self._last_checkpoint_saved,
+        }
+
+    def _take_back(self, before: dict[str, Any]) -> None:
+        for name, value in before.items():
+            setattr(self, name, value)
+
     def _save_or_restore(self, trainer: Trainer, path: str, before: dict[str, Any]) -> None:
         # The ranking is changed before the save, because the file holds it, and back if there is no file.
         try:
-            self._save_file(trainer, path)
+            self._save_file(trainer, path, before)
         except BaseException:
-            for name, value in before.items():
-                setattr(self, name, value)
+            self._take_back(before)
             raise
 
-    def _save_file(self, trainer: Trainer, path: str) -> None:
-        trainer.save_checkpoint(path, self.save_weights_only)
+    def _save_file(self, trainer: Trainer, path: str, before: dict[str, Any]) -> None:
+        if self._background is not None:
+            self._background.save(trainer, path, weights_only=self.save_weights_only, before=before)
+        else:
+            trainer.save_checkpoint(path, self.save_weights_only)
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = path
-        if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                logger.after_save_checkpoint(self)
+        if self._background is None and trainer.is_global_zero:
+            self._tell_loggers(trainer)
+
+    def _tell_loggers(self, trainer: Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.after_save_checkpoint(self)
 
     def _save_last(self, trainer: Trainer, candidates: dict[str, Any]) -> str:
         """Renew the last checkpoint. Returns the one under an earlier name, or an empty string."""
+        self._settle(trainer)
         previous = self.last_model_path
         path = self._free_path(trainer, candidates, self.CHECKPOINT_NAME_LAST, replaced=previous)
         if self.save_last == "link" and self._last_checkpoint_saved and self.save_top_k != 0:
             if trainer.is_global_zero:
-                link_checkpoint(self._last_checkpoint_saved, path)
+                link = link_checkpoint if self._background is None else self._background.link
+                link(self._last_checkpoint_saved, path)
             self.last_model_path = path
             trainer.strategy.barrier("ModelCheckpoint.link")  # all ranks must reach this
         else:
-            before = self.state_dict()
+            before = self._state()
             self.last_model_path = path
             self._save_or_restore(trainer, path, before)
         return "" if previous == path else previous
@@ -413,7 +500,10 @@ class ModelCheckpoint(Checkpoint):
         if not path or not self._may_delete(trainer, path):
             return
         try:
-            trainer.strategy.remove_checkpoint(path)
+            if self._background is None:
+                trainer.strategy.remove_checkpoint(path)
+            elif trainer.is_global_zero:
+                self._background.remove(path)
         except CheckpointError as error:
             # The new file is safe: one file too many is no reason to end a run.
             rank_zero_warn(str(error))

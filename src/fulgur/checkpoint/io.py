@@ -172,6 +172,11 @@ class AsyncCheckpointIO(CheckpointIO):
             self._is_together = self._has_begun = False
             self._stage.forget_sources()
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether within `together` a save has begun."""
+        return self._has_begun
+
     def settle(self) -> None:
         """Wait for the writes of earlier moments, and raise what went wrong with them."""
         if not self._has_begun:
@@ -210,8 +215,13 @@ class AsyncCheckpointIO(CheckpointIO):
         try:
             self.wait()
         finally:
-            self._stage.release()
+            self.release()
             self.checkpoint_io.teardown()
+
+    def release(self) -> None:
+        """Wait for all writes, and give the memory of the copies back."""
+        self._join()
+        self._stage.release()
 
     def _copy(self, checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> Any:
         try:

@@ -154,7 +154,7 @@ class Strategy(ABC):
         trust = {} if weights_only is None else {"weights_only": weights_only}
         return self.checkpoint_io.load_checkpoint(checkpoint_path, map_location="cpu", **trust)
 
-    def remove_checkpoint(self, filepath: Any, *, checkpoint_io: CheckpointIO | None = None) -> None:
+    def remove_checkpoint(self, filepath: Any) -> None:
         """Delete a checkpoint, from rank 0."""
         if self.is_global_zero:
-            (checkpoint_io or self.checkpoint_io).remove_checkpoint(filepath)
+            self.checkpoint_io.remove_checkpoint(filepath)

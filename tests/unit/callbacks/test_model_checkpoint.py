@@ -18,6 +18,7 @@ import yaml
 
 from fulgur.callbacks import model_checkpoint as module
 from fulgur.callbacks.model_checkpoint import ModelCheckpoint
+from fulgur.checkpoint.io import TorchCheckpointIO
 from fulgur.checkpoint.load import load_checkpoint
 from fulgur.checkpoint.write import remove_checkpoint, write_checkpoint
 from fulgur.errors import CheckpointError, MisconfigurationException, PossibleUserWarning
@@ -25,6 +26,8 @@ from fulgur.hooks import Callback, overrides
 
 
 class Strategy:
+    checkpoint_io = TorchCheckpointIO()
+
     def __init__(self) -> None:
         self.broadcasts = 0
 
