@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fulgur import slurm
+from fulgur.checkpoint.io import AsyncCheckpointIO
 from fulgur.checkpoint.location import canonical, is_inside, join, list_files
 from fulgur.errors import CheckpointError
 from fulgur.interrupt import InterruptHandler
@@ -97,6 +98,8 @@ def _save(trainer: Trainer, path: str) -> bool:
         trainer._before_validation.restore(trainer)
     try:
         trainer.save_checkpoint(path)
+        if isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
+            trainer.strategy.checkpoint_io.wait()
     except CheckpointError as error:
         rank_zero_warn(f"The run is not saved as it ends: {error}")  # it has to end in any case
         return False
