@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
@@ -46,6 +47,9 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m fulgu
         return _CANNOT
     except (FulgurError, OSError, ValueError, KeyError) as error:
         sys.stderr.write(f"{prog} {parsed.command}: {_text_of(error)}\n")
+        return _CANNOT
+    except Exception:  # a mistake in here: Python's own exit code for it would mean "no"
+        traceback.print_exc()
         return _CANNOT
     return outcome.exit_code
 

@@ -163,5 +163,16 @@ def test_odd_content_is_no_traceback(key: str, odd: Any, tool: Any) -> None:
             ["average", file, file, "-o", "a"],
             ["diff", file, file],
         ):
-            assert tool(*words).code in (0, 1, 2)
-    assert tool("prune", ".", "--keep-last", 1, "--keep-best", "loss:min", "--dry-run").code == 2
+            assert "Traceback" not in tool(*words).err
+    said = tool("prune", ".", "--keep-last", 1, "--keep-best", "loss:min", "--dry-run")
+    assert said.code == 2
+    assert "Traceback" not in said.err
+
+
+def test_mistake_of_the_tools_does_not_exit_with_the_code_for_no(
+    run_dir: Path, tool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fulgur.checkpoint.tools.inspection.describe", lambda opened: 1 / 0)
+    said = tool("inspect", run_dir / "last.ckpt")
+    assert said.code == 2
+    assert "ZeroDivisionError" in said.err
