@@ -98,7 +98,9 @@ def fit(trainer: Trainer, call: Call) -> None:
                 if "running" in own:
                     resume_epoch(loop, trainer._feeds["train"], module, own["running"], own.get("rng"))
                 elif checkpoint is not None:
-                    begin_epoch_at(loop, trainer._feeds["train"], is_last=checkpoint_state.ends_epoch(checkpoint))
+                    states = checkpoint_state.loader_states(checkpoint)
+                    is_last = checkpoint_state.ends_epoch(checkpoint)
+                    begin_epoch_at(loop, trainer._feeds["train"], is_last=is_last, states=states)
                 loop.run()
         _move_metrics(trainer)
         trainer.strategy.teardown()

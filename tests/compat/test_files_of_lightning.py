@@ -133,6 +133,44 @@ def test_shuffled_loader_goes_on_in_a_fresh_order_without_those_already_counted(
     assert len(set(seen)) == 4
 
 
+class Stateful:
+    """A loader that keeps its own position, counting from the end to be told from one that is stepped through."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches, self.position = batches, 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Any:
+        begin, self.position = self.position, 0
+        return iter(self.batches[begin:])
+
+    def state_dict(self) -> dict[str, int]:
+        return {"left": len(self.batches) - self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = len(self.batches) - state["left"]
+
+
+def test_loader_with_a_position_of_its_own_gets_it_from_the_file(workload: Any, tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    class Watch(fulgur.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.current_epoch == 1:
+                seen.append(batch[0][0, 0].item())
+
+    content = torch.load(DATA / "2.6.6" / "mid_epoch.ckpt", weights_only=True)
+    content["loops"]["fit_loop"]["state_dict"] = {"combined_loader": [{"left": 2}]}
+    torch.save(content, tmp_path / "stateful.ckpt")
+    batches = list(workload.loaders()[0])
+    trainer = workload.build_trainer(fulgur, "automatic", tmp_path / "own", [Watch()])
+    module = workload.build_module(fulgur, "automatic")
+    trainer.fit(module, Stateful(batches), workload.loaders()[1], ckpt_path=tmp_path / "stateful.ckpt")
+    assert seen == [batches[2][0][0, 0].item()]  # one more of the epoch's four, from where the loader stood
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_ranking_of_checkpoints_goes_on_in_the_same_directory(
     version: str, workload: Any, tmp_path: Path, expected: Any

@@ -360,8 +360,16 @@ def _progress_of_loops(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 def ends_epoch(checkpoint: Mapping[str, Any]) -> bool:
     """Whether a file says of the batch it was saved after that it was the last one of its epoch."""
-    fit = (checkpoint.get("loops") or {}).get("fit_loop") or {}
-    return bool(fit.get("epoch_loop.batch_progress", {}).get("is_last_batch"))
+    return bool(_fit_loop(checkpoint).get("epoch_loop.batch_progress", {}).get("is_last_batch"))
+
+
+def loader_states(checkpoint: Mapping[str, Any]) -> list[Any]:
+    """What a file that fulgur did not write holds of the loaders that keep their own position."""
+    return list(_fit_loop(checkpoint).get("state_dict", {}).get("combined_loader", ()))
+
+
+def _fit_loop(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (checkpoint.get("loops") or {}).get("fit_loop") or {}
 
 
 def devices_present(location: Any) -> Any:

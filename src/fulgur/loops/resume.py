@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -83,7 +83,7 @@ def resume_epoch(
             _load_metric_state(objects[name], saved)
 
 
-def begin_epoch_at(loop: FitLoop, feed: Feed, *, is_last: bool) -> None:
+def begin_epoch_at(loop: FitLoop, feed: Feed, *, is_last: bool, states: Sequence[Any] = ()) -> None:
     """Go on within an epoch of whose data the file tells only how many batches were trained on.
 
     The loaders begin the epoch anew, in whatever order they draw now, and leave so many batches out.
@@ -91,18 +91,27 @@ def begin_epoch_at(loop: FitLoop, feed: Feed, *, is_last: bool) -> None:
     Args:
         loop, feed: Of the resumed run, connected, with the counters restored.
         is_last: Whether the file says that the epoch has no more batches.
+        states: What the file holds of the loaders that keep their own position, one after the other.
     """
     n_batches = loop.progress.batch
     if loop.progress.phase == "start" or n_batches == 0:
         return
     is_cycled = isinstance(feed.loaders[0], CombinedLoader) and feed.loaders[0].mode == "max_size_cycle"
+    unused = iter(states)
+    has_position = True
     for loader in feed.placed:
+        loader.set_epoch(loop.progress.epoch)
+        state = next(unused, None) if loader.is_stateful else None
+        if state is not None:
+            place = {"epoch": loop.progress.epoch, "n_drawn": n_batches, "n_passes": 1, "start": {}, "loader": state}
+            loader.resume(place, in_pass=True)
+            continue
+        has_position = False
         length = sized_length(loader)
         n_passes = (n_batches - 1) // int(length) if is_cycled and 0 < length < n_batches else 0
-        loader.set_epoch(loop.progress.epoch)
         loader.begin_at(n_batches - n_passes * int(length) if n_passes else n_batches, n_passes=n_passes)
     loop.fetch.resume({"count": n_batches, "is_last": is_last})
-    if not is_last:
+    if not is_last and not has_position:
         rank_zero_info(
             f"Resuming within epoch {loop.progress.epoch} from a checkpoint without a position in the data: the first "
             f"{n_batches} batches of the epoch, in the order in which the loader draws them now, are left out. With "
