@@ -1,8 +1,9 @@
 """The fit loop: everything that happens between two batches, top to bottom, in this file.
 
-Reading order: `FitLoop.run` -> `_epoch` -> `_batches` -> `_step_one` -> `forward_backward` -> `before_optimizer_step`.
-With several optimizers `_step_each` stands between; steps that the user runs himself are in `own_steps.py`. Whatever
-can be decided before the first batch is decided in `StepPlan` and `Hooks`; a step only calls.
+Reading order: `FitLoop.run` -> `_epoch` -> `_batches` -> `_plain_step`, and then what else a step may have to do:
+`_step_one` -> `forward_backward` -> `before_optimizer_step`, with several optimizers `_step_each` before it. Steps that
+the user runs himself are in `own_steps.py`. Whatever can be decided before the first batch is decided in `StepPlan` and
+`Hooks`; a step only calls.
 
 Three rules keep a step cheap; tests/overhead holds them by counting:
 
@@ -144,7 +145,7 @@ class FitLoop:
         accumulate, max_steps, log_every = limits.accumulate, limits.max_steps, limits.log_every_n_steps
         starts, own_start = hooks.on_train_batch_start, hooks.module_batch_start
         ends, monitors = hooks.on_train_batch_end, hooks.on_train_batch_end_monitors
-        by_step, plateau_by_step = schedulers.by_step, schedulers.plateau_by_step
+        by_step, plateau_by_step, kept = schedulers.by_step, schedulers.plateau_by_step, plan.epoch_outputs
         if settle_resumed_batch(self):
             return False
         step = self._choose_step()
@@ -159,16 +160,16 @@ class FitLoop:
                 metrics.scope = scopes.batch_start
                 for hook in starts:
                     hook(batch, batch_idx)
-            if own_start and own_start[0](batch, batch_idx) == -1:
-                progress.log_step -= self.updated  # this batch does not run
-                self.step_epoch_schedulers()
-                break
+                if own_start and own_start[0](batch, batch_idx) == -1:
+                    progress.log_step -= self.updated  # this batch does not run
+                    self.step_epoch_schedulers()
+                    break
 
             updates = accumulate == 1 or is_last or (batch_idx + 1) % accumulate == 0
             self.updated = False
             outputs = step(batch, batch_idx, updates)  # <- the step
-            if plan.epoch_outputs is not None:
-                plan.epoch_outputs.append(detached(outputs))
+            if kept is not None:
+                kept.append(detached(outputs))
 
             progress.batch = batch_idx + 1
             progress.batches_total += 1
@@ -208,10 +209,37 @@ class FitLoop:
         if not self.is_automatic or not updates:
             return partial(manual_step, self)
         if len(updates) == 1:
-            return partial(self._step_one, updates[0])
+            return partial(self._plain_step if self._is_plain(updates[0]) else self._step_one, updates[0])
         for update in updates:
             update.foreign = foreign_parameters(update.optimizer, self.plan.optimizers)
         return self._step_each
+
+    def _is_plain(self, update: Update) -> bool:
+        """Whether nobody asked for more in a step than a hand-written loop does."""
+        plan, hooks = self.plan, self.hooks
+        parts = (plan.optimizer_step, plan.scaler, plan.clip, plan.set_grad_sync, update.backward)
+        listens = hooks.on_before_backward or hooks.on_after_backward or hooks.on_before_optimizer_step
+        is_whole_window = self.limits.accumulate == 1 and plan.is_zero_grad_first
+        return is_whole_window and not listens and all(part is None for part in parts)
+
+    def _plain_step(self, update: Update, batch: Any, batch_idx: int, updates: bool) -> Any:
+        """What `_step_one` comes down to where `_is_plain`: the same operations in the same order, nothing to ask."""
+        plan, optimizer = self.plan, update.optimizer
+        optimizer.zero_grad()
+        self.metrics.scope = plan.scopes.training_step
+        outputs = update.training_step(batch, batch_idx)
+        if outputs is None:  # the user skips this batch
+            return {} if plan.has_outputs else None
+        loss = outputs if isinstance(outputs, Tensor) else unusable_output(outputs)
+        try:
+            loss.backward()
+        except RuntimeError as error:
+            explain_backward(error, loss)
+            raise
+        optimizer.step()
+        self.updated = True
+        self.progress.global_step += 1
+        return step_outputs(outputs, loss) if plan.has_outputs else None
 
     def _step_each(self, batch: Any, batch_idx: int, updates: bool) -> Any:
         """A step of each optimizer whose turn it is, the parameters of the others switched off meanwhile."""
