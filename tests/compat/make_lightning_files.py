@@ -10,6 +10,11 @@ Another version, in an environment of its own::
     python3 -m venv /tmp/pl && /tmp/pl/bin/pip install torch==2.13.0 pytorch-lightning==1.9.5 "setuptools<80"
     /tmp/pl/bin/python tests/compat/make_lightning_files.py
 
+Version 1.5.10 needs ``numpy<2``, ``torchmetrics==0.11.4``, ``pyDeprecate``, ``future`` and tensorboard besides,
+installed with ``--no-deps``; and, because torch has renamed a class since, this line before Lightning is imported::
+
+    torch.optim.lr_scheduler._LRScheduler = torch.optim.lr_scheduler.LRScheduler
+
 Files come to lie in ``data/<version>``. Beside them ``expected.pt`` holds, as plain tensors and numbers, what Lightning
 itself has at the end of each run and what it restores from each file.
 """
