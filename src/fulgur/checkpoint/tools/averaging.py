@@ -49,7 +49,7 @@ def average(files: Sequence[Opened]) -> dict[str, Any]:
     mean = copy.copy(weights[-1])  # keeps what torch notes beside a state_dict
     means: dict[tuple[Any, ...], Tensor] = {}
     for name, value in mean.items():
-        if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+        if _is_averaged(value):
             tensors = [other[name] for other in weights]
             key = tuple((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors)
             if value.numel() == 0 or key not in means:  # tied weights stay tied
@@ -89,6 +89,10 @@ def _text(value: Any) -> str:
     return describe_tensor(value) if isinstance(value, Tensor) else type(value).__name__
 
 
+def _is_averaged(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
 def _form(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return None
@@ -117,7 +121,7 @@ def _run(arguments: Namespace) -> Outcome:
     content = average(files)
     is_bare = files[-1].kind == "weights" and not output.endswith(SAFETENSORS)
     write_file(content["state_dict"] if is_bare else content, output, metadata_of(content)[0])
-    n_averaged = sum(v.is_floating_point() for v in content["state_dict"].values() if isinstance(v, Tensor))
+    n_averaged = sum(_is_averaged(value) for value in content["state_dict"].values())
     data = {"output": output, "files": list(paths), "averaged": n_averaged, "tensors": len(content["state_dict"])}
     line = f"{output}: the mean of {len(paths)} files, for {n_averaged} of {data['tensors']} tensors."
     return Outcome(data, (line, Table("", ("averaged",), [(path,) for path in paths])))

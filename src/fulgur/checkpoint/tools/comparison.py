@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fulgur.checkpoint.load import require_weights
 from fulgur.checkpoint.tools.command import Command, Outcome, Table
-from fulgur.checkpoint.tools.show import describe_tensor, readable, shorten
+from fulgur.checkpoint.tools.show import describe_tensor, key_name, readable, shorten
 from fulgur.checkpoint.tools.source import open_file
 
 # Numbers compared at a time: 8 MB in float64 for each side, whatever the tensor's size.
@@ -24,8 +24,7 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of nested dicts, lists and tuples, with their dotted names; an empty container is a leaf."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
-            text = key.__qualname__ if isinstance(key, type) else str(key)
-            yield from flatten(item, f"{name}.{text}" if name else text)
+            yield from flatten(item, f"{name}.{key_name(key)}" if name else key_name(key))
     elif isinstance(value, (list, tuple)) and value:
         for index, item in enumerate(value):
             yield from flatten(item, f"{name}[{index}]")
@@ -122,21 +121,27 @@ def _show(data: dict[str, Any], *, is_full: bool) -> Iterator[Table | str]:
     if data["is_equal"]:
         yield f"{data['a']} and {data['b']} hold the same."
         return
+    n_hidden = 0
     for side in ("a", "b"):
-        names = data[f"only_{side}"]
+        names = [name for name in data[f"only_{side}"] if is_full or not _is_counter(name)]
+        n_hidden += len(data[f"only_{side}"]) - len(names)
         if names:
             yield Table(f"Only in {data[side]}", ("name",), [(_short(name, is_full),) for name in names])
-    # The counters in another layout: they say nothing that `fulgur.progress` does not.
-    hidden = [] if is_full else [entry for entry in data["values"] if entry["name"].startswith("loops.")]
-    values = [entry for entry in data["values"] if entry not in hidden]
+    values = [entry for entry in data["values"] if is_full or not _is_counter(entry["name"])]
+    n_hidden += len(data["values"]) - len(values)
     if values:
         rows = [(_short(e["name"], is_full), *(shorten(e[side], width=60) for side in ("a", "b"))) for e in values]
         yield Table("Values", ("name", data["a"], data["b"]), rows)
-    if hidden:
-        yield f"{len(hidden)} counters under 'loops' differ: --all shows them.\n"
+    if n_hidden:
+        yield f"{n_hidden} counters under 'loops' differ: --all shows them.\n"
     if data["tensors"]:
         rows = [(_short(entry["name"], is_full), *_tensor_cells(entry)) for entry in data["tensors"]]
         yield Table("Tensors", ("name", ">max abs difference", ">different"), rows)
+
+
+def _is_counter(name: str) -> bool:
+    """Whether it is a counter in the other layout, which says nothing that ``fulgur.progress`` does not."""
+    return name.startswith("loops.")
 
 
 def _short(name: str, is_full: bool) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fulgur.checkpoint.tools.command import Command, Outcome, Table
 from fulgur.checkpoint.tools.layouts import progress_of
-from fulgur.checkpoint.tools.show import dtype_name, format_size, readable, shorten
+from fulgur.checkpoint.tools.show import dtype_name, format_size, key_name, readable, shorten
 from fulgur.checkpoint.tools.source import Opened, find_tensors, open_file
 
 # As many rows as can be taken in at a glance; --all shows the rest.
@@ -37,7 +37,7 @@ def describe(opened: Opened) -> dict[str, Any]:
         "weights": _describe_weights(weights),
         "tensors": [_describe_entry(name, tensor) for name, tensor in weights.items()],
         "hyper_parameters": {key: readable(content[key]) for key in _HPARAMS_KEYS if key in content},
-        "callbacks": {_key_text(key): readable(state) for key, state in _mapping(content, "callbacks").items()},
+        "callbacks": {key_name(key): readable(state) for key, state in _mapping(content, "callbacks").items()},
         "optimizers": [_describe_optimizer(state) for state in content.get("optimizer_states", [])],
         "lr_schedulers": [readable(state) for state in content.get("lr_schedulers", [])],
         "metadata": dict(opened.metadata),
@@ -47,11 +47,6 @@ def describe(opened: Opened) -> dict[str, Any]:
 def _mapping(content: Mapping[str, Any], key: str) -> Mapping[Any, Any]:
     value = content.get(key)
     return value if isinstance(value, Mapping) else {}
-
-
-def _key_text(key: Any) -> str:
-    """State keys of the earliest files are classes."""
-    return key.__qualname__ if isinstance(key, type) else str(key)
 
 
 def _describe_resume(content: Mapping[str, Any]) -> str:

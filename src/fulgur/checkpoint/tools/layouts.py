@@ -17,6 +17,7 @@ from fulgur.checkpoint.state import (
     ends_epoch,
     restore_progress,
 )
+from fulgur.checkpoint.tools.show import key_name
 from fulgur.errors import CheckpointError
 from fulgur.progress import Progress
 
@@ -56,7 +57,7 @@ def to_current(content: Mapping[str, Any]) -> dict[str, Any]:
     """
     version = version_of(content)
     current = {_RENAMED.get(key, key): value for key, value in content.items() if key not in _DROPPED}
-    current["callbacks"] = {_state_key(key): state for key, state in dict(content.get("callbacks") or {}).items()}
+    current["callbacks"] = {key_name(key): state for key, state in dict(content.get("callbacks") or {}).items()}
     if isinstance(current.get("hyper_parameters"), Namespace):
         current["hyper_parameters"] = vars(current["hyper_parameters"])
     for key, (callback, name) in _EARLY_STATES.items():
@@ -87,11 +88,6 @@ def progress_of(content: Mapping[str, Any]) -> Progress:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"Its counters have an unknown layout ({type(error).__name__}: {error}).") from error
     return contents.progress
-
-
-def _state_key(key: Any) -> str:
-    """Before 1.5 callbacks were found by class; a class that is not here has a stand-in, which has its name."""
-    return str(getattr(key, "names_callback", None) or getattr(key, "__qualname__", key))
 
 
 def own_part(content: Mapping[str, Any]) -> dict[str, Any]:

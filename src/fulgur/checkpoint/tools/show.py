@@ -84,6 +84,11 @@ def readable(value: Any) -> Any:
     return original if original is None or isinstance(original, (bool, int, float, str)) else str(original)
 
 
+def key_name(key: Any) -> str:
+    """A key of a dict as text; keys of callbacks' states are classes in the earliest files."""
+    return key.__qualname__ if isinstance(key, type) else str(key)
+
+
 def describe_tensor(tensor: torch.Tensor) -> str:
     """Dtype and shape on one line.
 
