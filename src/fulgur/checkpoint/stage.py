@@ -78,7 +78,8 @@ class HostStage:
             return self._copy_tensor(tensor)
         if kind is torch.nn.Parameter and _is_plain(tensor):
             return torch.nn.Parameter(self._copy_tensor(tensor.detach()), requires_grad=tensor.requires_grad)
-        return copy.deepcopy(tensor) if tensor.device.type == "cpu" else tensor.cpu()  # waits for the device
+        is_here = tensor.device.type in ("cpu", "meta")
+        return copy.deepcopy(tensor) if is_here else tensor.cpu()  # waits for the device
 
     def _copy_tensor(self, tensor: Tensor) -> Tensor:
         source = tensor.untyped_storage()

@@ -6,25 +6,15 @@ import argparse
 import decimal
 import fractions
 import os
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-import fsspec
 import pytest
 import torch
 
 from fulgur.checkpoint.load import load_checkpoint
 from fulgur.checkpoint.write import write_checkpoint
 from fulgur.errors import CheckpointError, CheckpointRefusedError
-
-
-@pytest.fixture
-def store() -> Iterator[str]:
-    filesystem = fsspec.filesystem("memory")
-    yield "memory://runs"
-    filesystem.store.clear()
-    filesystem.pseudo_dirs[:] = [""]
 
 
 class Hostile:

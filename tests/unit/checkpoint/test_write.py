@@ -21,14 +21,6 @@ from fulgur.errors import CheckpointError
 
 
 @pytest.fixture
-def store() -> Iterator[str]:
-    filesystem = fsspec.filesystem("memory")
-    yield "memory://runs/a"
-    filesystem.store.clear()
-    filesystem.pseudo_dirs[:] = [""]
-
-
-@pytest.fixture
 def full_disk() -> Iterator[None]:
     """No file may grow over 100 kB."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -132,7 +124,7 @@ def test_remote_store_gets_the_file_and_no_temporary_one(store: str) -> None:
     write_checkpoint({"epoch": 0}, f"{store}/a.ckpt")
     write_checkpoint({"epoch": 1}, f"{store}/a.ckpt")
     assert load_checkpoint(f"{store}/a.ckpt") == {"epoch": 1}
-    assert fsspec.filesystem("memory").ls("/runs/a", detail=False) == ["/runs/a/a.ckpt"]
+    assert fsspec.filesystem("memory").ls("/runs", detail=False) == ["/runs/a.ckpt"]
 
 
 def test_failure_on_a_remote_store_keeps_the_old_file(store: str) -> None:
@@ -140,7 +132,7 @@ def test_failure_on_a_remote_store_keeps_the_old_file(store: str) -> None:
     with pytest.raises(CheckpointError, match="memory://"):
         write_checkpoint({"f": lambda: 0}, f"{store}/a.ckpt")
     assert load_checkpoint(f"{store}/a.ckpt") == {"epoch": 0}
-    assert fsspec.filesystem("memory").ls("/runs/a", detail=False) == ["/runs/a/a.ckpt"]
+    assert fsspec.filesystem("memory").ls("/runs", detail=False) == ["/runs/a.ckpt"]
 
 
 def test_unknown_protocol_is_an_error_that_names_the_url() -> None:
