@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from fulgur.hooks import Calls, EvalHooks
+from fulgur.logged import SUFFIX, Entry, Scope
 from fulgur.loops.faults import no_evaluation_batch
 from fulgur.loops.feed import Feed, Transfer
-from fulgur.metrics import SUFFIX, Entry, MetricLog, Scope, to_host
+from fulgur.metrics import MetricLog, to_host
 
 Prefix = Literal["validation", "test", "predict"]
 Results = list[dict[str, float]]

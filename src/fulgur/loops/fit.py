@@ -24,13 +24,14 @@ from torch import Tensor
 
 from fulgur.data.fetch import Fetch, iterator_steps
 from fulgur.hooks import Calls, Hooks
+from fulgur.logged import Scope
 from fulgur.loops.epoch import end_epoch, finish_early_loader, is_validation_due, settle_resumed_batch
 from fulgur.loops.faults import explain_backward, unusable_output
 from fulgur.loops.limits import Limits, window_length
 from fulgur.loops.outputs import detached, nested_outputs, step_outputs
 from fulgur.loops.own_steps import closure_step, manual_backward, manual_step
 from fulgur.loops.plan import StepPlan, Update
-from fulgur.metrics import MetricLog, Scope
+from fulgur.metrics import MetricLog
 from fulgur.optim.clip import scale_gradients
 from fulgur.optim.toggle import foreign_parameters, switch_off, untoggle_parameters
 from fulgur.progress import Progress

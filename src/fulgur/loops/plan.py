@@ -13,10 +13,11 @@ from torch import Tensor
 
 from fulgur.errors import MisconfigurationException
 from fulgur.hooks import overrides
+from fulgur.logged import Scope
 from fulgur.loops.earlier import backward_of, scheduler_step_of, with_optimizer_idx
 from fulgur.loops.scaling import LossScaling
 from fulgur.loops.schedule import Schedulers
-from fulgur.metrics import MetricLog, Scope
+from fulgur.metrics import MetricLog
 from fulgur.module import LightningModule
 from fulgur.optim.clip import clip_gradients
 from fulgur.optim.configure import OptimizerSetup

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fulgur.metrics import SUFFIX
+from fulgur.logged import SUFFIX
 
 
 def print_results(results: list[dict[str, float]], header: str) -> None:
