@@ -29,6 +29,13 @@ def is_validation_due(loop: FitLoop, batch_idx: int, is_last: bool) -> bool:
     return count % loop.val_every == 0
 
 
+def validates_within_epoch(loop: FitLoop) -> bool:
+    """Whether a validation may be due after a batch that is not the epoch's last."""
+    limits = loop.limits
+    is_by_batch_or_time = limits.check_val_every_n_epoch is None or isinstance(limits.val_check_interval, timedelta)
+    return loop.validate is not None and (is_by_batch_or_time or loop.val_every < loop.n_batches)
+
+
 def settle_resumed_batch(loop: FitLoop) -> bool:
     """After a resume: do what was still due after the last batch, and tell whether none is left."""
     progress, schedulers = loop.progress, loop.plan.schedulers

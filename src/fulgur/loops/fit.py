@@ -25,7 +25,13 @@ from torch import Tensor
 from fulgur.data.fetch import Fetch, iterator_steps
 from fulgur.hooks import Calls, Hooks
 from fulgur.logged import Scope
-from fulgur.loops.epoch import end_epoch, finish_early_loader, is_validation_due, settle_resumed_batch
+from fulgur.loops.epoch import (
+    end_epoch,
+    finish_early_loader,
+    is_validation_due,
+    settle_resumed_batch,
+    validates_within_epoch,
+)
 from fulgur.loops.faults import explain_backward, unusable_output
 from fulgur.loops.limits import Limits, window_length
 from fulgur.loops.outputs import detached, nested_outputs, step_outputs
@@ -35,6 +41,9 @@ from fulgur.metrics import MetricLog
 from fulgur.optim.clip import scale_gradients
 from fulgur.optim.toggle import foreign_parameters, switch_off, untoggle_parameters
 from fulgur.progress import Progress
+
+Step = Callable[[Any, int, bool], Any]
+Parameters = tuple[Tensor, ...]
 
 
 class FitLoop:
@@ -149,8 +158,7 @@ class FitLoop:
         by_step, plateau_by_step, kept = schedulers.by_step, schedulers.plateau_by_step, plan.epoch_outputs
         if settle_resumed_batch(self):
             return False
-        step = self._choose_step()
-        is_cut = False
+        step, validates_within, is_cut = self._choose_step(), validates_within_epoch(self), False
 
         # ------------------------------------------------------------------------------------------------ one batch
         for batch in iterator_steps(fetch) if plan.takes_iterator else fetch:
@@ -190,7 +198,8 @@ class FitLoop:
             metrics.scope = metrics.batch = batch = outputs = None
             if self.interrupt is not None and updates:
                 self.interrupt()
-            if self.validate is not None and is_validation_due(self, batch_idx, is_last):
+            may_validate = is_last or validates_within or self.should_stop
+            if may_validate and self.validate is not None and is_validation_due(self, batch_idx, is_last):
                 self.run_validation()
             if plateau_by_step and self.updated:
                 schedulers.step(plateau_by_step, batch_idx + 1)
@@ -204,16 +213,16 @@ class FitLoop:
         metrics.scope = metrics.batch = None
         return is_cut
 
-    def _choose_step(self) -> Callable[[Any, int, bool], Any]:
+    def _choose_step(self) -> Step:
         """The step of this module's kind. Takes batch, its index, and whether it completes an accumulation window."""
         updates = self.plan.updates
         if not self.is_automatic or not updates:
             return partial(manual_step, self)
-        if len(updates) == 1:
-            return partial(self._plain_step if self._is_plain(updates[0]) else self._step_one, updates[0])
-        for update in updates:
-            update.foreign = foreign_parameters(update.optimizer, self.plan.optimizers)
-        return self._step_each
+        steps = [partial(self._plain_step if self._is_plain(u) else self._step_one, u) for u in updates]
+        if len(steps) == 1:
+            return steps[0]
+        foreign = [foreign_parameters(u.optimizer, self.plan.optimizers) for u in updates]
+        return partial(self._step_each, list(zip(steps, foreign, strict=True)))
 
     def _is_plain(self, update: Update) -> bool:
         """Whether nobody asked for more in a step than a hand-written loop does."""
@@ -238,17 +247,17 @@ class FitLoop:
             explain_backward(error, loss)
             raise
         optimizer.step()
-        self.updated = True
-        self.progress.global_step += 1
+        if not self.updated:
+            self.updated = True
+            self.progress.global_step += 1
         return step_outputs(outputs, loss) if plan.has_outputs else None
 
-    def _step_each(self, batch: Any, batch_idx: int, updates: bool) -> Any:
-        """A step of each optimizer whose turn it is, the parameters of the others switched off meanwhile."""
-        plan, outputs = self.plan, []
-        active = (plan.updates[plan.turns[batch_idx % len(plan.turns)]],) if plan.turns else plan.updates
-        for update in active:
-            state = switch_off(update.foreign)
-            outputs.append(self._step_one(update, batch, batch_idx, updates))
+    def _step_each(self, steps: list[tuple[Step, Parameters]], batch: Any, batch_idx: int, updates: bool) -> Any:
+        """A step of each optimizer whose turn it is, the parameters that only others have switched off meanwhile."""
+        turns, outputs = self.plan.turns, []
+        for step, foreign in (steps[turns[batch_idx % len(turns)]],) if turns else steps:
+            state = switch_off(foreign)
+            outputs.append(step(batch, batch_idx, updates))
             untoggle_parameters(state)
         return outputs if len(outputs) > 1 else outputs[0]
 

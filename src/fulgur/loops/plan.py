@@ -37,7 +37,6 @@ class Update:
         n_backward: Backward passes since its gradients were cleared.
         divisor: What each of their losses was divided by.
         backward: The module's, where it is overridden.
-        foreign: Parameters that only other optimizers have, as of the beginning of the epoch; switched off meanwhile.
     """
 
     optimizer: Any
@@ -45,7 +44,6 @@ class Update:
     training_step: Step
     n_backward: int = 0
     divisor: int = 1
-    foreign: tuple[Tensor, ...] = ()
     backward: Callable[[Tensor], Any] | None = None
 
 
