@@ -344,12 +344,15 @@ class ModelCheckpoint(Checkpoint):
         return not _has_validation(trainer) or trainer.val_check_interval == 1.0
 
     def _awaits_first_validation(self, trainer: Trainer) -> bool:
-        is_missing = self.monitor is not None and self.monitor not in trainer.callback_metrics
+        is_missing = self.monitor is not None and not self._knows_monitored(trainer)
         return is_missing and not self._has_validated and _has_validation(trainer)
+
+    def _knows_monitored(self, trainer: Trainer) -> bool:
+        return self.monitor in ("epoch", "step") or self.monitor in trainer.callback_metrics
 
     def _should_wait_for_validation(self, trainer: Trainer, batch_idx: int) -> bool:
         """Whether a better moment to save is near: the metric is not there yet, or will be renewed after this batch."""
-        if self.monitor is not None and self.monitor not in trainer.callback_metrics:
+        if self.monitor is not None and not self._knows_monitored(trainer):
             return True
         needs_validation = self.monitor is not None or not self._saves_on_train_epoch_end(trainer)
         return needs_validation and _validation_follows(trainer, batch_idx)

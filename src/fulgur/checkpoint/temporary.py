@@ -26,9 +26,9 @@ def temporary_name(name: str) -> str:
     """A new name for a file that is to become `name`.
 
     Hidden, and without the extension, so that nobody who looks for checkpoints finds it. Cut, because a name may be as
-    long as the disk allows.
+    long as the disk allows; without characters that fsspec takes for a pattern.
     """
-    return f".{name[:80]}.{secrets.token_hex(6)}.tmp"
+    return f".{re.sub(r'[][*?]', '_', name[:80])}.{secrets.token_hex(6)}.tmp"
 
 
 def mark_as_written(file: IO[bytes]) -> None:

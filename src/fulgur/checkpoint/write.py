@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import torch
 
@@ -28,6 +28,8 @@ from fulgur.checkpoint.temporary import (
 )
 from fulgur.errors import CheckpointError
 from fulgur.rank import rank_zero_info
+
+T = TypeVar("T")
 
 # What no second try helps: the content cannot be stored, or the place is none for a file.
 _HOPELESS = (
@@ -66,19 +68,33 @@ def write_checkpoint(
         CheckpointError: It could not be written. Nothing has changed at `path`, and no temporary file is left.
     """
     location = os.fspath(path)
-    for i_try in range(1, num_tries + 1):
+    failure = f"The checkpoint {location!r} could not be written"
+    try:
+        _try(lambda: _write(checkpoint, location, storage_options), failure, num_tries, pause_s)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} Earlier checkpoints are untouched.") from error.__cause__
+
+
+def _try(call: Callable[[], T], failure: str, num_tries: int, pause_s: float) -> T:
+    for i_try in range(1, num_tries):
         try:
-            return _write(checkpoint, location, storage_options)
+            return call()
         except Exception as error:
             cause = _root_cause(error)
-            if i_try == num_tries or isinstance(cause, _HOPELESS):
-                raise _not_written(location, cause, i_try) from error
-        rank_zero_info(
-            f"The checkpoint {location!r} could not be written: {type(cause).__name__}: {cause}. "
-            f"Trying again in {pause_s:g} s."
-        )
+            if isinstance(cause, _HOPELESS):
+                raise _failed(failure, cause, i_try) from error
+        rank_zero_info(f"{failure}: {type(cause).__name__}: {cause}. Trying again in {pause_s:g} s.")
         time.sleep(pause_s)
         pause_s *= 2
+    try:
+        return call()
+    except Exception as error:
+        raise _failed(failure, _root_cause(error), num_tries) from error
+
+
+def _failed(failure: str, cause: BaseException, n_tries: int) -> CheckpointError:
+    tries = f" in {n_tries} tries" if n_tries > 1 else ""
+    return CheckpointError(f"{failure}{tries}: {type(cause).__name__}: {cause}.")
 
 
 def _write(checkpoint: dict[str, Any], location: str, storage_options: dict[str, Any] | None) -> None:
@@ -88,14 +104,6 @@ def _write(checkpoint: dict[str, Any], location: str, storage_options: dict[str,
     _make_directory(target.parent)
     remove_leftovers(target.parent)
     _replace(target, lambda temporary: _write_synced(checkpoint, temporary))
-
-
-def _not_written(location: str, cause: BaseException, n_tries: int) -> CheckpointError:
-    tries = f" in {n_tries} tries" if n_tries > 1 else ""
-    return CheckpointError(
-        f"The checkpoint {location!r} could not be written{tries}: {type(cause).__name__}: {cause}. "
-        "Earlier checkpoints are untouched."
-    )
 
 
 def remove_checkpoint(path: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None) -> None:
@@ -148,12 +156,20 @@ def link_checkpoint(target: str | os.PathLike[str], link: str | os.PathLike[str]
 
 
 def checkpoint_exists(path: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None) -> bool:
-    """Whether there is a file or directory at `path`; a link that leads nowhere is none."""
+    """Whether there is a file or directory at `path`; a link that leads nowhere is none.
+
+    Raises:
+        CheckpointError: A store did not answer three times.
+    """
     location = os.fspath(path)
     if not is_remote(location):
         return os.path.exists(local_path(location))
-    filesystem, inner = open_filesystem(location, storage_options)
-    return bool(filesystem.exists(inner))
+
+    def look() -> bool:
+        filesystem, inner = open_filesystem(location, storage_options)
+        return bool(filesystem.exists(inner))
+
+    return _try(look, f"The store of {location!r} could not be asked for it", num_tries=3, pause_s=1.0)
 
 
 def _replace(target: Path, build: Callable[[Path], None]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from fulgur.checkpoint.load import load_checkpoint
 from fulgur.checkpoint.write import checkpoint_exists, link_checkpoint, remove_checkpoint, write_checkpoint
@@ -131,6 +132,23 @@ def test_failure_on_a_remote_store_keeps_the_old_file(store: str) -> None:
     write_checkpoint({"epoch": 0}, f"{store}/a.ckpt")
     with pytest.raises(CheckpointError, match="memory://"):
         write_checkpoint({"f": lambda: 0}, f"{store}/a.ckpt")
+    assert load_checkpoint(f"{store}/a.ckpt") == {"epoch": 0}
+    assert fsspec.filesystem("memory").ls("/runs", detail=False) == ["/runs/a.ckpt"]
+
+
+@pytest.mark.parametrize("name", ["a[1].ckpt", "a*.ckpt", "loss=?.ckpt"])
+def test_name_that_looks_like_a_pattern_is_a_name(store: str, name: str) -> None:
+    for epoch in range(2):
+        write_checkpoint({"epoch": epoch}, f"{store}/{name}")
+    assert load_checkpoint(f"{store}/{name}") == {"epoch": 1}
+    assert fsspec.filesystem("memory").ls("/runs", detail=False) == [f"/runs/{name}"]
+
+
+def test_upload_that_lost_something_on_the_way_is_an_error(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint({"epoch": 0}, f"{store}/a.ckpt")
+    monkeypatch.setattr(MemoryFileSystem, "size", lambda self, path: 100)
+    with pytest.raises(CheckpointError, match="the store has 100 bytes, of"):
+        write_checkpoint({"epoch": 1}, f"{store}/a.ckpt")
     assert load_checkpoint(f"{store}/a.ckpt") == {"epoch": 0}
     assert fsspec.filesystem("memory").ls("/runs", detail=False) == ["/runs/a.ckpt"]
 
