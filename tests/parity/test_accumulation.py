@@ -86,6 +86,32 @@ def test_window_that_turns_out_short_is_averaged_over_its_true_length(loader_cla
     assert trainer.global_step == 4
 
 
+def test_last_window_of_a_loader_that_ends_early_steps_schedulers_of_steps() -> None:
+    module, trainer = Regression(build_net(), sgd), quiet_trainer(accumulate_grad_batches=4, max_epochs=1)
+
+    def configure() -> Any:
+        optimizer = sgd(module.net)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1), "interval": "step"}]
+
+    module.configure_optimizers = configure  # type: ignore[method-assign]
+    trainer.fit(module, EndsEarly())
+
+    assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == trainer.global_step == 2
+
+
+def test_loader_that_ends_early_is_validated_in_due_epochs_only() -> None:
+    epochs = []
+
+    class Validating(Regression):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            epochs.append(self.trainer.current_epoch)
+
+    trainer = quiet_trainer(check_val_every_n_epoch=2, max_epochs=4, num_sanity_val_steps=0)
+    trainer.fit(Validating(build_net()), EndsEarly(), list(build_loader())[:1])
+
+    assert epochs == [1, 3]
+
+
 def test_unsized_loader_with_full_windows() -> None:
     expected, module, trainer = build_net(), Regression(build_net()), quiet_trainer(accumulate_grad_batches=3)
     optimizer = adam(expected)

@@ -302,3 +302,15 @@ def test_optimizers_that_share_a_parameter() -> None:
     trainer.fit(module, build_loader())
 
     assert_same_bits(module.net.state_dict(), expected.state_dict())
+
+
+def test_parameters_are_not_left_frozen_by_an_error() -> None:
+    class Failing(Adversarial):
+        def training_step(self, batch: Any, batch_idx: int, optimizer_idx: int) -> Any:
+            raise RuntimeError("broken")
+
+    module = Failing()
+    with pytest.raises(RuntimeError, match="broken"):
+        quiet_trainer().fit(module, build_loader())
+
+    assert all(parameter.requires_grad for parameter in module.parameters())

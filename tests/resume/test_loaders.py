@@ -217,3 +217,19 @@ def test_recording_the_position_costs_one_call_a_step() -> None:
     count = calls_per_step(train)
     assert sum(n for name, n in count.by_function.items() if "position" in name) == 1, str(count)
     assert count.total <= 12, str(count)
+
+
+@pytest.mark.parametrize("is_sized", [True, False])
+def test_steps_that_draw_their_batches_go_on_with_the_next_one(tmp_path: Path, is_sized: bool) -> None:
+    class Drawing(Counted):
+        def training_step(self, dataloader_iter: Any) -> Any:  # type: ignore[override]
+            batch, batch_idx, _ = next(dataloader_iter)
+            self.seen.append((batch_idx, batch.flatten().tolist()))
+            return self.layer(batch.reshape(-1, 1)).pow(2).mean()
+
+    def train() -> Any:
+        return [torch.tensor([float(i)]) for i in range(5)] if is_sized else DataLoader(Stream(), batch_size=2)
+
+    whole = fit(train(), tmp_path, module=Drawing())
+    for file in files(tmp_path):
+        assert_same(fit(train(), module=Drawing(), resume_from=file), whole)

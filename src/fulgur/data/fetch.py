@@ -31,7 +31,8 @@ class Fetch:
     Attributes:
         is_last: Whether the batch yielded last is the last one of this pass.
         count: Items yielded in this pass, those that were None and not yielded too.
-        n_done: `count` when a step was last completed; set by the loop.
+        n_held: Of these, what a `StepIterator` holds for a step to come.
+        n_done: `count` less `n_held` when a step was last completed; set by the loop.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Fetch:
         self.transfer, self.unpack = transfer, unpack
         self.is_exhausted = is_exhausted
         self.is_last = False
-        self.count = self.n_done = 0
+        self.count = self.n_done = self.n_held = 0
         self._following: Any = _END
         self._resumed: dict[str, Any] | None = None
 
@@ -78,6 +79,7 @@ class Fetch:
     def __iter__(self) -> Iterator[Any]:
         state, self._resumed = self._resumed or {}, None
         self.count = self.n_done = state.get("count", 0)
+        self.n_held = 0
         self._following = state.get("following", _END)
         self.is_last = False
         items = iter(self.loader)
@@ -132,9 +134,10 @@ class StepIterator:
     def __init__(self, fetch: Fetch, dataloader_idx: int = 0) -> None:
         self.fetch, self.dataloader_idx = fetch, dataloader_idx
         self._batches = iter(fetch)
+        self.n_drawn = fetch.count  # of a resumed pass: not from 0
         self._ahead: Any = _END if fetch.is_sized else next(self._batches, _END)
         self._ahead_is_last = fetch.is_last
-        self.n_drawn = 0
+        fetch.n_held = int(self._ahead is not _END)
         self.is_last = not fetch.is_sized and self._ahead is _END
 
     @property
@@ -171,6 +174,7 @@ class StepIterator:
         batch, self.is_last = self._ahead, self._ahead_is_last
         self._ahead = _END if self.is_last else next(self._batches, _END)
         self._ahead_is_last = self.fetch.is_last
+        self.fetch.n_held = int(self._ahead is not _END)
         return batch
 
 

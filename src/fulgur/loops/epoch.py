@@ -60,11 +60,16 @@ def finish_early_loader(loop: FitLoop) -> None:
         return
     if progress.batch == 0:
         raise no_batch(progress.epoch, progress.batches_total)
+    loop.updated = False
     for update in plan.updates:
         if update.n_backward:
             run_step(loop, update, None, {})
+    if loop.updated:
+        plan.schedulers.step(plan.schedulers.by_step, progress.batch)
     loop.step_epoch_schedulers()
-    if loop.validate is not None and progress.batch and progress.phase == "batch":
+    every = loop.limits.check_val_every_n_epoch
+    is_due = every is None or (progress.epoch + 1) % every == 0
+    if loop.validate is not None and is_due and progress.phase == "batch":
         loop.run_validation()
 
 

@@ -1,7 +1,7 @@
 """The fit loop: everything that happens between two batches, top to bottom, in this file.
 
-Reading order: `FitLoop.run` -> `_epoch` -> `_batches` -> `_plain_step`, and then what else a step may have to do:
-`_step_one` -> `forward_backward` -> `before_optimizer_step`, with several optimizers `_step_each` before it. Steps that
+Reading order: `FitLoop.run` -> `_epoch` -> `_batches` -> `plain_step`, and then what else a step may have to do:
+`step_one` -> `forward_backward` -> `before_optimizer_step`, with several optimizers `_step_each` before it. Steps that
 the user runs himself are in `own_steps.py`. Whatever can be decided before the first batch is decided in `StepPlan` and
 `Hooks`; a step only calls.
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from fulgur.data.fetch import Fetch, iterator_steps
 from fulgur.hooks import Calls, Hooks
 from fulgur.logged import Scope
+from fulgur.loops.choose import choose_step
 from fulgur.loops.epoch import (
     end_epoch,
     finish_early_loader,
@@ -35,15 +36,11 @@ from fulgur.loops.epoch import (
 from fulgur.loops.faults import explain_backward, unusable_output
 from fulgur.loops.limits import Limits, window_length
 from fulgur.loops.outputs import detached, nested_outputs, step_outputs
-from fulgur.loops.own_steps import closure_step, manual_backward, manual_step
+from fulgur.loops.own_steps import closure_step, manual_backward
 from fulgur.loops.plan import StepPlan, Update
 from fulgur.metrics import MetricLog
 from fulgur.optim.clip import scale_gradients
-from fulgur.optim.toggle import foreign_parameters, switch_off, untoggle_parameters
 from fulgur.progress import Progress
-
-Step = Callable[[Any, int, bool], Any]
-Parameters = tuple[Tensor, ...]
 
 
 class FitLoop:
@@ -158,7 +155,7 @@ class FitLoop:
         by_step, plateau_by_step, kept = schedulers.by_step, schedulers.plateau_by_step, plan.epoch_outputs
         if settle_resumed_batch(self):
             return False
-        step, validates_within, is_cut = self._choose_step(), validates_within_epoch(self), False
+        step, validates_within, is_cut = choose_step(self), validates_within_epoch(self), False
 
         # ------------------------------------------------------------------------------------------------ one batch
         for batch in iterator_steps(fetch) if plan.takes_iterator else fetch:
@@ -182,7 +179,7 @@ class FitLoop:
 
             progress.batch = batch_idx + 1
             progress.batches_total += 1
-            fetch.n_done = fetch.count
+            fetch.n_done = fetch.count - fetch.n_held
             progress.phase = "batch"
             if by_step and self.updated:
                 schedulers.step(by_step, batch_idx + 1)
@@ -213,27 +210,8 @@ class FitLoop:
         metrics.scope = metrics.batch = None
         return is_cut
 
-    def _choose_step(self) -> Step:
-        """The step of this module's kind. Takes batch, its index, and whether it completes an accumulation window."""
-        updates = self.plan.updates
-        if not self.is_automatic or not updates:
-            return partial(manual_step, self)
-        steps = [partial(self._plain_step if self._is_plain(u) else self._step_one, u) for u in updates]
-        if len(steps) == 1:
-            return steps[0]
-        foreign = [foreign_parameters(u.optimizer, self.plan.optimizers) for u in updates]
-        return partial(self._step_each, list(zip(steps, foreign, strict=True)))
-
-    def _is_plain(self, update: Update) -> bool:
-        """Whether nobody asked for more in a step than a hand-written loop does."""
-        plan, hooks = self.plan, self.hooks
-        parts = (plan.optimizer_step, plan.scaler, plan.clip, plan.set_grad_sync, update.backward)
-        listens = hooks.on_before_backward or hooks.on_after_backward or hooks.on_before_optimizer_step
-        is_whole_window = self.limits.accumulate == 1 and plan.is_zero_grad_first
-        return is_whole_window and not listens and all(part is None for part in parts)
-
-    def _plain_step(self, update: Update, batch: Any, batch_idx: int, updates: bool) -> Any:
-        """What `_step_one` comes down to where `_is_plain`: the same operations in the same order, nothing to ask."""
+    def plain_step(self, update: Update, batch: Any, batch_idx: int, updates: bool) -> Any:
+        """What `step_one` comes down to where `_is_plain`: the same operations in the same order, nothing to ask."""
         plan, optimizer = self.plan, update.optimizer
         optimizer.zero_grad()
         self.metrics.scope = plan.scopes.training_step
@@ -252,16 +230,7 @@ class FitLoop:
             self.progress.global_step += 1
         return step_outputs(outputs, loss) if plan.has_outputs else None
 
-    def _step_each(self, steps: list[tuple[Step, Parameters]], batch: Any, batch_idx: int, updates: bool) -> Any:
-        """A step of each optimizer whose turn it is, the parameters that only others have switched off meanwhile."""
-        turns, outputs = self.plan.turns, []
-        for step, foreign in (steps[turns[batch_idx % len(turns)]],) if turns else steps:
-            state = switch_off(foreign)
-            outputs.append(step(batch, batch_idx, updates))
-            untoggle_parameters(state)
-        return outputs if len(outputs) > 1 else outputs[0]
-
-    def _step_one(self, update: Update, batch: Any, batch_idx: int, updates: bool) -> Any:
+    def step_one(self, update: Update, batch: Any, batch_idx: int, updates: bool) -> Any:
         """Forward, backward and, on the last batch of an accumulation window, the optimizer's step.
 
         Args:
