@@ -1,9 +1,9 @@
 """The fit loop: everything that happens between two batches, top to bottom, in this file.
 
 Reading order: `FitLoop.run` -> `_epoch` -> `_batches` -> `plain_step`, and then what else a step may have to do:
-`step_one` -> `forward_backward` -> `before_optimizer_step`, with several optimizers `_step_each` before it. Steps that
-the user runs himself are in `own_steps.py`. Whatever can be decided before the first batch is decided in `StepPlan` and
-`Hooks`; a step only calls.
+`step_one` -> `forward_backward` -> `before_optimizer_step`. `choose.py` says which of them it is, `own_steps.py` has the
+steps that the user runs himself. Whatever can be decided before the first batch is decided in `StepPlan` and `Hooks`; a
+step only calls.
 
 Three rules keep a step cheap; tests/overhead holds them by counting:
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -54,6 +54,8 @@ class FitLoop:
         load_epoch: Called with the epoch before its first batch; loads or re-seeds `fetch`.
         validate: Runs a validation; None where there is nothing to validate.
         write_metrics: Sends values to the loggers: ``(values, axis)``.
+        kept_epoch: The epoch of the file that a run was resumed from with nothing left to do: saved as it is.
+        kept_sums: What was logged in the last epoch, if a limit cut it short: a resumed run goes on with it.
         should_stop: Ends the run once `min_epochs` and `min_steps` are met.
         interrupt: Called once between two steps: raises what a signal asked for, or does what `call_soon` was given.
     """
@@ -79,6 +81,8 @@ class FitLoop:
         self.write_metrics: Callable[[dict[str, float], int], None] = lambda values, step: None
         self.manual_backward = partial(manual_backward, self)
         self.nested_outputs = partial(nested_outputs, self)
+        self.kept_epoch: Mapping[str, Any] | None = None
+        self.kept_sums: dict[str, Any] | None = None
         self.updated = False
         self.last_validation = time.monotonic()
 
@@ -132,7 +136,7 @@ class FitLoop:
         self.load_epoch(progress.epoch)
         if self.n_batches == 0:
             return
-        progress.cut_at = 0
+        progress.cut_at, self.kept_sums = 0, None
         if progress.phase == "start":
             self.call(self.hooks.on_train_epoch_start, plan.scopes.epoch_start)
         is_cut = self._batches()
