@@ -49,6 +49,8 @@ def _step_each(
     outputs = []
     for step, foreign in (steps[turns[batch_idx % len(turns)]],) if turns else steps:
         state = switch_off(foreign)
-        outputs.append(step(batch, batch_idx, updates))
-        untoggle_parameters(state)
+        try:
+            outputs.append(step(batch, batch_idx, updates))
+        finally:
+            untoggle_parameters(state)
     return outputs if len(outputs) > 1 else outputs[0]

@@ -1,9 +1,9 @@
 """The fit loop: everything that happens between two batches, top to bottom, in this file.
 
 Reading order: `FitLoop.run` -> `_epoch` -> `_batches` -> `plain_step`, and then what else a step may have to do:
-`step_one` -> `forward_backward` -> `before_optimizer_step`. `choose.py` says which of them it is, `own_steps.py` has the
-steps that the user runs himself. Whatever can be decided before the first batch is decided in `StepPlan` and `Hooks`; a
-step only calls.
+`step_one` -> `forward_backward` -> `before_optimizer_step`. `choose.py` says which of them it is, `own_steps.py` has
+the steps that the user runs himself. Whatever can be decided before the first batch is decided in `StepPlan` and
+`Hooks`; a step only calls.
 
 Three rules keep a step cheap; tests/overhead holds them by counting:
 
