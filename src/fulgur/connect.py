@@ -71,7 +71,7 @@ def connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> Non
     loop.write_metrics = partial(_write_metrics, trainer, epoch=lambda: trainer.current_epoch)
     loop.recollect = partial(_recollect, trainer, list(trainer.callbacks))
     loop.load_epoch = partial(_load_epoch, trainer, call)
-    loop.before_epochs = loop.validate = None
+    loop.before_epochs = loop.validate = loop.kept_epoch = loop.kept_sums = None
     loop.last_validation = time.monotonic()
     writer = trainer.strategy.checkpoint_io
     if isinstance(writer, AsyncCheckpointIO):

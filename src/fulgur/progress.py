@@ -37,6 +37,7 @@ class Progress:
         """Begin the running epoch anew, where an exception broke it off: its loaders begin anew too."""
         if self.phase != "start":
             self.batch, self.phase = 0, "start"
+        self.cut_at = 0  # another fit begins with the next epoch
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -36,7 +36,7 @@ from fulgur.hooks import (
 )
 from fulgur.leaving import remove_interrupted, watch_signals
 from fulgur.loops.results import print_results
-from fulgur.loops.resume import begin_epoch_at, resume_epoch
+from fulgur.loops.resume import begin_epoch_at, keep_epoch, resume_epoch
 from fulgur.module import LightningModule
 from fulgur.optim.configure import OptimizerSetup, build_optimizers
 from fulgur.rank import rank_zero_warn
@@ -92,9 +92,12 @@ def fit(trainer: Trainer, call: Call) -> None:
             _sanity_check(trainer, call)
             load_training(trainer, call)
             _check_resumed_epoch(trainer)
-            if not loop.is_done():
+            own = checkpoint.get("fulgur", {}) if checkpoint is not None else {}
+            if loop.is_done():
+                if "running" in own:
+                    keep_epoch(loop, own["running"], own.get("rng"))
+            else:
                 load_first_validation(trainer, call)
-                own = checkpoint.get("fulgur", {}) if checkpoint is not None else {}
                 if "running" in own:
                     resume_epoch(loop, trainer._feeds["train"], module, own["running"], own.get("rng"))
                 elif checkpoint is not None:

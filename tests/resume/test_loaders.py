@@ -233,3 +233,59 @@ def test_steps_that_draw_their_batches_go_on_with_the_next_one(tmp_path: Path, i
     whole = fit(train(), tmp_path, module=Drawing())
     for file in files(tmp_path):
         assert_same(fit(train(), module=Drawing(), resume_from=file), whole)
+
+
+class Averaging(Counted):
+    """Logs in steps and at an epoch's end, and notes the epochs' values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epochs: list[dict[str, float]] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.log("average", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.log("last", float(self.trainer.global_step))
+
+    def on_train_end(self) -> None:
+        self.epochs.append({key: float(value) for key, value in self.trainer.callback_metrics.items()})
+
+
+def batches_of_numbers() -> list[Any]:
+    return [torch.tensor([float(i)]) for i in range(5)]
+
+
+@pytest.mark.parametrize("n_again", [0, 1, 2])
+def test_epoch_that_a_limit_cut_short_goes_on_from_a_file_saved_after_fit(tmp_path: Path, n_again: int) -> None:
+    """Also where resumed runs with nothing left to do have saved it again."""
+    file = str(tmp_path / "0.ckpt")
+    whole = fit(batches_of_numbers(), module=Averaging())
+    fit(batches_of_numbers(), module=Averaging(), max_steps=7)[1].save_checkpoint(file)
+    for index in range(n_again):
+        trainer = fit(batches_of_numbers(), module=Averaging(), max_steps=7, resume_from=file)[1]
+        assert trainer.global_step == 7
+        assert "average" in trainer.callback_metrics
+        trainer.save_checkpoint(file := str(tmp_path / f"{index + 1}.ckpt"))
+
+    resumed = fit(batches_of_numbers(), module=Averaging(), resume_from=file)
+
+    assert_same(resumed, whole)
+    assert resumed[0].epochs == whole[0].epochs
+
+
+def test_second_fit_after_a_cut_epoch_is_saved_as_the_epoch_it_begins(tmp_path: Path) -> None:
+    class Saving(Averaging):
+        def on_train_start(self) -> None:
+            self.trainer.save_checkpoint(tmp_path / f"{self.trainer.global_step}.ckpt")
+
+    module, trainer = fit(batches_of_numbers(), module=Saving(), max_steps=3, max_epochs=-1)
+    trainer.fit_loop.limits.max_steps = 9
+    trainer.fit(module, batches_of_numbers())
+
+    resumed = fit(batches_of_numbers(), resume_from=str(tmp_path / "3.ckpt"), max_steps=9, max_epochs=-1)
+
+    assert resumed[0].seen == module.seen[3:]
+    assert resumed[1].fit_loop.progress == trainer.fit_loop.progress

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fulgur.loops.faults import no_batch, warn_of_no_loss
 from fulgur.loops.outputs import outputs_by_optimizer
 from fulgur.loops.own_steps import run_step
+from fulgur.loops.resume import capture_sums
 
 if TYPE_CHECKING:
     from fulgur.loops.fit import FitLoop
@@ -78,6 +79,8 @@ def end_epoch(loop: FitLoop) -> None:
     scope, schedulers = plan.scopes.epoch_end, plan.schedulers
     if loop.is_automatic and not progress.global_step and not any(update.n_backward for update in plan.updates):
         warn_of_no_loss(progress.batch)
+    if progress.phase == "cut":
+        loop.kept_sums = capture_sums(metrics)  # what the hooks of this end log belongs to it alone
     metrics.reduce_epoch("train")
     if plan.epoch_outputs and plan.training_epoch_end is not None:
         metrics.scope = scope

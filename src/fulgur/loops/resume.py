@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,26 +18,41 @@ from fulgur.checkpoint.plain import from_plain, to_plain
 from fulgur.data.combine import CombinedLoader
 from fulgur.data.loaders import sized_length
 from fulgur.errors import CheckpointError
-from fulgur.loops.feed import Feed
-from fulgur.loops.fit import FitLoop
 from fulgur.rank import rank_zero_info
 from fulgur.rng import restore_rng
+
+if TYPE_CHECKING:
+    from fulgur.loops.feed import Feed
+    from fulgur.loops.fit import FitLoop
+    from fulgur.metrics import MetricLog
 
 
 def capture_epoch(loop: FitLoop, feed: Feed, module: torch.nn.Module) -> dict[str, Any]:
     """State of the running epoch as plain data and tensors; the tensors are the live ones."""
+    if loop.kept_epoch is not None:
+        return dict(loop.kept_epoch)
     in_pass = loop.progress.cut_at > 0 or loop.progress.phase in ("batch", "validated", "settled", "cut")
     state: dict[str, Any] = {"in_pass": in_pass, "loaders": [loader.state_dict() for loader in feed.placed]}
     state["since_validation_s"] = time.monotonic() - loop.last_validation
-    state["metrics"] = loop.metrics.state_dict(with_sums=in_pass)
+    state["metrics"] = loop.metrics.state_dict(with_sums=False)
     if not in_pass:
         return state
     state["fetch"] = _fetch_state(loop, state["loaders"])
-    state["metric_objects"] = {name: _metric_state(metric) for name, metric in find_metric_objects(module).items()}
+    sums = loop.kept_sums or capture_sums(loop.metrics)
+    state["metrics"]["entries"], state["metric_objects"] = sums["entries"], sums["metric_objects"]
     if not loop.is_automatic or any(update.n_backward for update in loop.plan.updates):
         state["windows"] = [(update.n_backward, update.divisor) for update in loop.plan.updates]
         state["gradients"] = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
     return state
+
+
+def capture_sums(metrics: MetricLog) -> dict[str, Any]:
+    """What the running epoch has logged so far, in sums and in metric objects."""
+    objects = find_metric_objects(metrics.module)
+    return {
+        "entries": metrics.state_dict(with_sums=True)["entries"],
+        "metric_objects": {name: _metric_state(metric) for name, metric in objects.items()},
+    }
 
 
 def _fetch_state(loop: FitLoop, loaders: list[dict[str, Any]]) -> dict[str, Any]:
@@ -81,6 +96,14 @@ def resume_epoch(
     for name, saved in state["metric_objects"].items():
         if name in objects:
             _load_metric_state(objects[name], saved)
+
+
+def keep_epoch(loop: FitLoop, state: Mapping[str, Any], rng: Mapping[str, Any] | None) -> None:
+    """Where a resumed run has nothing left to do: show what was logged, and save the epoch as it was."""
+    loop.metrics.load_state_dict({**state["metrics"], "entries": ()})
+    loop.kept_epoch = state
+    if rng is not None:
+        restore_rng(dict(rng))
 
 
 def begin_epoch_at(loop: FitLoop, feed: Feed, *, is_last: bool, states: Sequence[Any] = ()) -> None:
@@ -137,7 +160,9 @@ def find_metric_objects(module: torch.nn.Module) -> dict[str, Any]:
 
 
 def _metric_state(metric: Any) -> dict[str, Any]:
-    return {"count": metric._update_count, "states": {name: getattr(metric, name) for name in metric._defaults}}
+    states = {name: getattr(metric, name) for name in metric._defaults}
+    kept = {name: list(value) if isinstance(value, list) else value for name, value in states.items()}
+    return {"count": metric._update_count, "states": kept}
 
 
 def _load_metric_state(metric: Any, saved: Mapping[str, Any]) -> None:
