@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -191,7 +192,7 @@ class Entry:
             of_host = torch.tensor(self.host_total, dtype=total.dtype, device=total.device)
             total = _COMBINE[self.reduce](total, of_host)
         if self.reduce == "mean":
-            total = total / self.weight
+            total = total / self.weight if self.weight else total * math.nan  # of samples there were none
         return total.to(self.dtype) if isinstance(total, Tensor) else total
 
     def step_value(self) -> Any:

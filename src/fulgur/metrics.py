@@ -103,7 +103,7 @@ class MetricLog:
             if entry is None:
                 return
         entry.is_fresh = entry.is_live = True
-        weight: Any = batch_size or self.batch_size
+        weight: Any = self.batch_size if batch_size is None else batch_size
         if weight is None and entry.on_epoch:
             if entry.reduce != "mean" or entry.metric is not None:
                 weight = 1

@@ -206,7 +206,7 @@ def _execute(trainer: Trainer, call: Call, body: Callable[[], Any]) -> Any:
 def _on_exception(trainer: Trainer, error: BaseException) -> None:
     """Tell everyone, then tear down; a hook that fails here does not hide what went wrong first."""
     module, datamodule = trainer.lightning_module, trainer.datamodule
-    trainer.metrics.scope = None
+    trainer.metrics.scope = trainer.metrics.batch = None
     calls: list[Callable[[], Any]] = [partial(c.on_exception, trainer, module, error) for c in trainer.callbacks]
     if isinstance(error, KeyboardInterrupt):
         calls += earlier_hooks("on_keyboard_interrupt", trainer.callbacks, trainer, module)

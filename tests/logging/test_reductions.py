@@ -103,6 +103,19 @@ def test_batch_size_given_is_the_weight(tiny: Any, make_trainer: Any, loader: An
     assert trainer.callback_metrics["x"].item() == pytest.approx(0.9)
 
 
+@pytest.mark.parametrize("kind", [torch.tensor, float])
+def test_batch_size_of_0_is_no_weight(kind: Any, tiny: Any, make_trainer: Any, loader: Any) -> None:
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+        self.log("x", kind(float(batch_idx)), on_step=False, on_epoch=True, batch_size=2 if batch_idx == 1 else 0)
+        self.log("nothing", kind(1.0), on_step=False, on_epoch=True, batch_size=0)
+        return self.layer(torch.ones(1, 1)).mean()
+
+    trainer = make_trainer()
+    trainer.fit(tiny(training_step=training_step), loader(6, 2))
+    assert trainer.callback_metrics["x"] == 1.0
+    assert trainer.callback_metrics["nothing"].isnan()
+
+
 def test_batch_size_given_is_not_taken_for_other_names(tiny: Any, make_trainer: Any, loader: Any) -> None:
     def validation_step(self: Any, batch: Any, batch_idx: int) -> None:
         self.log("a", batch.mean(), batch_size=100)

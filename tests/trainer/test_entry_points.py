@@ -431,6 +431,17 @@ def test_bare_run_needs_no_folder_of_its_own(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------- exceptions
 
 
+def test_batch_of_a_step_that_failed_is_not_kept() -> None:
+    class Failing(Bare):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            raise RuntimeError("broken")
+
+    trainer = quiet()
+    with pytest.raises(RuntimeError, match="broken"):
+        trainer.fit(Failing(), numbers(4))
+    assert trainer.metrics.batch is None
+
+
 def test_teardown_that_fails_is_an_exception_of_the_run() -> None:
     seen: list[Any] = []
 
