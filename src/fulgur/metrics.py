@@ -2,7 +2,7 @@
 
 Reading order: `MetricLog.log` (called in every step) -> `flush_step` (every `log_every_n_steps`) -> `reduce_epoch`
 (once an epoch). A `Scope` is one hook of one loader; the loops say which is running by assigning `MetricLog.scope`.
-Nothing here waits for the device but `_to_host`.
+Nothing here waits for the device but `to_host`.
 """
 
 from __future__ import annotations

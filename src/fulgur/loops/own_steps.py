@@ -79,7 +79,7 @@ def run_step(loop: FitLoop, update: Update, closure: Callable[[], Any] | None, k
 
 
 def _evaluate(loop: FitLoop, update: Update, closure: Callable[[], Any]) -> Any:
-    """The loss for an optimizer that asks for it, with its gradients as `_before_optimizer_step` leaves them."""
+    """The loss for an optimizer that asks for it, with its gradients as `before_optimizer_step` leaves them."""
     torch.clear_autocast_cache()
     loss = closure()
     if not update.n_backward:
