@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fulgur.data.fetch import build_transfer
-from fulgur.data.transfer import cast_floating, move_to_device
+from fulgur.data.transfer import cast_floating, mover
 from fulgur.datamodule import LightningDataModule
 from fulgur.errors import MisconfigurationException, PossibleUserWarning
 from fulgur.hooks import overrides
@@ -103,7 +103,7 @@ def transfer_of(trainer: Trainer, dataloader_idx: int) -> Callable[[Any], Any]:
         before=find("on_before_batch_transfer"),
         move=find("transfer_batch_to_device"),
         after=find("on_after_batch_transfer"),
-        default_move=partial(move_to_device, device=device, non_blocking=True),
+        default_move=mover(device),
         dataloader_idx=dataloader_idx,
     )
 

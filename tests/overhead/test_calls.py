@@ -282,6 +282,6 @@ def test_a_bare_step_is_these_functions() -> None:
     assert set(calls(STEPS["bare"].run).by_function) == {
         "data/fetch.py:Fetch._sized",
         "data/position.py:PlacedLoader._counted",
-        "data/transfer.py:move_to_device",
+        "data/transfer.py:move_to_cpu",
         "loops/fit.py:FitLoop.plain_step",
     }

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from fulgur.data import transfer
-from fulgur.data.transfer import cast_floating, find_batch_size, move_to_device
+from fulgur.data.transfer import cast_floating, find_batch_size, move_to_device, mover
 from fulgur.errors import PossibleUserWarning
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -249,3 +249,27 @@ def test_sizes_that_differ_warn_once_and_the_first_is_kept() -> None:
 
 def test_packed_sequences_stay_packed() -> None:
     assert type(move_to_device([pack_sequence([x()])], META)[0]) is PackedSequence
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [torch.ones(2), (torch.ones(2), torch.ones(3)), [torch.ones(2), "text"], {"x": torch.ones(2)}, {"x": [1, None]}, 3],
+    ids=["tensor", "tuple", "list with a text", "dict", "nested", "number"],
+)
+def test_mover_to_the_cpu_returns_what_is_there_already(batch: Any) -> None:
+    assert mover(CPU)(batch) is batch
+
+
+def test_mover_to_the_cpu_moves_what_is_elsewhere() -> None:
+    class Elsewhere:
+        def to(self, device: torch.device) -> str:
+            return f"on {device}"
+
+    here = torch.ones(2)
+    assert mover(CPU)((here, Elsewhere())) == (here, "on cpu")
+    assert mover(CPU)({"x": here, "y": {"z": Elsewhere()}}) == {"x": here, "y": {"z": "on cpu"}}
+
+
+def test_mover_to_another_device_moves() -> None:
+    moved = mover(META)({"x": torch.ones(2)})
+    assert moved["x"].device == META
