@@ -46,7 +46,6 @@ class EvalPlan:
     model_eval: Callable[[], Any]
     model_train: Callable[[], Any] | None
     epoch_end: Callable[[Any], Any] | None
-    takes_iterator: bool = False
 
 
 class EvaluationLoop:
