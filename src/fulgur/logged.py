@@ -146,7 +146,7 @@ class Entry:
         return f"{self.name}_epoch{self.suffix}" if self.on_step else self.key
 
     def add_tensor(self, value: Tensor, weight: float) -> None:
-        """Accumulate a detached tensor of shape ()."""
+        """Accumulate a tensor of shape (); called with gradients off."""
         total = self.total
         if total is None:
             self.total = self._first_total(value, weight)

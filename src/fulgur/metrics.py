@@ -30,6 +30,8 @@ from fulgur.logged import (
     squeezed,
 )
 
+_set_grad_enabled = torch._C._set_grad_enabled  # torch.set_grad_enabled builds an object: five times the price
+
 
 class LoggedValues(dict[str, Any]):
     """Values by name; asking for one that is not there tells which there are."""
@@ -66,6 +68,7 @@ class MetricLog:
         self.logged_metrics: dict[str, Any] = LoggedValues()
         self.progress_bar_metrics: dict[str, float] = {}
         self._scopes: dict[tuple[str, str], Scope] = {}
+        self._by_stage: dict[str, list[Entry]] = {}
 
     def reset(self, module: Any, *, is_enabled: bool = True) -> None:
         """Forget everything, at the start of a run of `module`."""
@@ -114,16 +117,22 @@ class MetricLog:
         if isinstance(value, Tensor):
             if value.ndim:
                 value = squeezed(name, value)
-            plain = value.detach()
-            if entry.on_step:
-                entry.step = value.clone() if entry.keeps_graph else plain.clone()  # the user may go on in place
-            if entry.on_epoch:
-                total = entry.total
-                if total is not None and entry.reduce == "mean":
-                    total.add_(plain, alpha=weight)
-                    entry.weight += weight
-                else:
-                    entry.add_tensor(plain, weight)
+            if entry.keeps_graph and entry.on_step:
+                entry.step = value.clone()
+            had_graph = torch.is_grad_enabled()
+            _set_grad_enabled(False)  # saves detaching, which costs as much as the copy
+            try:
+                if entry.on_step and not entry.keeps_graph:
+                    entry.step = value.clone()  # the user may go on in place
+                if entry.on_epoch:
+                    total = entry.total
+                    if total is not None and entry.reduce == "mean":
+                        total.add_(value, alpha=weight)
+                        entry.weight += weight
+                    else:
+                        entry.add_tensor(value, weight)
+            finally:
+                _set_grad_enabled(had_graph)
         elif isinstance(value, (int, float)):
             entry.step = value
             if entry.on_epoch:
@@ -164,9 +173,13 @@ class MetricLog:
         self._check_suffix(name, given, scope)
         entry = build_entry(name, given, scope)
         entry.metric = self._metric_object(name, value, given)
-        scope.entries[name] = entry
+        self._add(scope, entry)
         self.has_eval_steps |= entry.on_step and scope.stage != "train"
         return entry
+
+    def _add(self, scope: Scope, entry: Entry) -> None:
+        scope.entries[entry.name] = entry
+        self._by_stage.setdefault(scope.stage, []).append(entry)
 
     def _check_suffix(self, name: str, given: LogOptions, scope: Scope) -> None:
         if not isinstance(name, str):
@@ -232,13 +245,13 @@ class MetricLog:
             values = {name: saved[name] for name in _SAVED}
             metric = self.module.get_submodule(saved["metric"]) if saved["metric"] is not None else None
             entry = Entry(options=_RESTORED, suffix=saved["suffix"], metric=metric, **values)
-            self.scope_of(saved["hook"], saved["suffix"]).entries[entry.name] = entry
+            self._add(self.scope_of(saved["hook"], saved["suffix"]), entry)
 
     # -------------------------------------------------------------------------------------------------- reading
 
     def entries(self, stage: str) -> list[Entry]:
         """Entries of one stage, in the order of their first call."""
-        return [e for scope in self._scopes.values() if scope.stage == stage for e in scope.entries.values()]
+        return self._by_stage.get(stage, [])
 
     def flush_step(self) -> dict[str, float]:
         """What the loggers get after a training step, in one copy with the values of the progress bar."""
