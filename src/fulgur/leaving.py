@@ -14,7 +14,7 @@ from fulgur.errors import CheckpointError
 from fulgur.interrupt import InterruptHandler
 from fulgur.loops.resume import find_metric_objects
 from fulgur.rank import rank_zero_info, rank_zero_warn
-from fulgur.rng import capture_rng, restore_rng
+from fulgur.rng import restore_rng, snapshot_rng
 from fulgur.states import RunningStage, TrainerFn
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class BeforeValidation:
     def take(cls, trainer: Trainer) -> BeforeValidation:
         metrics = find_metric_objects(trainer.lightning_module).values()
         return cls(
-            rng=capture_rng(),
+            rng=snapshot_rng(),
             seen=list(trainer._val_loop.seen),
             fresh_metrics=[metric for metric in metrics if not metric._update_count],
             positions=[logger.position() for logger in trainer.loggers],

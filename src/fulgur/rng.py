@@ -100,10 +100,15 @@ def capture_rng(include_cuda: bool = True) -> dict[str, Any]:
         A dict with the keys ``"python"`` and ``"torch"`` and, where there is such a generator, ``"numpy"``,
         ``"cuda"`` and ``"mps"``.
     """
+    return plain_rng(snapshot_rng(include_cuda))
+
+
+def snapshot_rng(include_cuda: bool = True) -> dict[str, Any]:
+    """The same as `capture_rng` in the form the generators give it, which is cheaper: for states that few will need."""
     state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
     numpy = sys.modules.get("numpy")
     if numpy is not None:
-        state["numpy"] = _plain(numpy.random.get_state(legacy=False))
+        state["numpy"] = numpy.random.get_state(legacy=False)
     # An untouched CUDA is left alone: asking would start it, and a process that started it cannot fork.
     if include_cuda and torch.cuda.is_initialized():  # type: ignore[no-untyped-call, unused-ignore]
         state["cuda"] = torch.cuda.get_rng_state_all()  # waits for the device
@@ -112,8 +117,13 @@ def capture_rng(include_cuda: bool = True) -> dict[str, Any]:
     return state
 
 
+def plain_rng(state: dict[str, Any]) -> dict[str, Any]:
+    """What `snapshot_rng` gave, as plain data and tensors; what is plain already stays as it is."""
+    return state | {"numpy": _plain(state["numpy"])} if "numpy" in state else state
+
+
 def restore_rng(state: dict[str, Any]) -> None:
-    """Give every generator the state that `capture_rng` took.
+    """Give every generator the state that `capture_rng` or `snapshot_rng` took.
 
     Generators that this process does not have are left out, and so are devices beyond those it has.
     """
@@ -137,7 +147,7 @@ def isolate_rng(include_cuda: bool = True) -> Iterator[None]:
     Args:
         include_cuda: Whether to keep the generators of CUDA devices too.
     """
-    state = capture_rng(include_cuda)
+    state = snapshot_rng(include_cuda)
     try:
         yield
     finally:

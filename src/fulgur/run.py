@@ -93,6 +93,8 @@ def fit(trainer: Trainer, call: Call) -> None:
             load_training(trainer, call)
             _check_resumed_epoch(trainer)
             own = checkpoint.get("fulgur", {}) if checkpoint is not None else {}
+            if call.ckpt_path == "auto":  # the same command again: what had stopped by itself stays stopped
+                loop.should_stop = own.get("running", {}).get("should_stop", False)
             if loop.is_done():
                 if "running" in own:
                     keep_epoch(loop, own["running"], own.get("rng"))

@@ -243,3 +243,38 @@ def test_file_that_was_resumed_from_is_kept(runs: Runs) -> None:
 def test_auto_is_for_fit_alone(runs: Runs) -> None:
     with pytest.raises(ValueError, match="ckpt_path='auto'"):
         runs.trainer().validate(Net(), DataLoader(torch.ones(2, 1)), ckpt_path="auto")
+
+
+def test_run_that_early_stopping_ended_stays_ended(tmp_path: Path) -> None:
+    def run() -> tuple[int, int]:
+        stopping = fl.callbacks.EarlyStopping("loss", patience=1, min_delta=10.0, check_on_train_epoch_end=True)
+        saving = fl.callbacks.ModelCheckpoint(tmp_path, "{epoch}")
+        trainer = fl.Trainer(
+            accelerator="cpu",
+            max_epochs=9,
+            logger=False,
+            callbacks=[stopping, saving],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+        class Line(fl.LightningModule):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = torch.nn.Linear(1, 1)
+
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                loss = self.layer(batch).pow(2).mean()
+                self.log("loss", loss, on_epoch=True)
+                return loss
+
+            def configure_optimizers(self) -> Any:
+                return torch.optim.SGD(self.parameters(), lr=0.01)
+
+        trainer.fit(Line(), torch.utils.data.DataLoader(torch.ones(4, 1), batch_size=2), ckpt_path="auto")
+        return trainer.current_epoch, trainer.global_step
+
+    first = run()
+    assert first == (2, 4)
+    assert run() == first
+    assert run() == first

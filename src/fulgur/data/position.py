@@ -27,7 +27,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 
 from fulgur.data.loaders import replaced
 from fulgur.rank import rank_zero_info
-from fulgur.rng import capture_rng, restore_rng
+from fulgur.rng import plain_rng, restore_rng, snapshot_rng
 
 _END = object()
 
@@ -80,7 +80,7 @@ class PlacedLoader:
 
     def _note_start(self, key: bytes) -> None:
         """Keep the generators' states as the sampler finds them when it draws its order."""
-        self._start = {"rng": capture_rng(include_cuda=False), "generators": self._generators(), "key": key.hex()}
+        self._start = {"rng": snapshot_rng(include_cuda=False), "generators": self._generators(), "key": key.hex()}
 
     def _pass_key(self) -> bytes:
         """Bytes that tell this pass from every other: drawn from nothing, so that no generator moves."""
@@ -102,7 +102,8 @@ class PlacedLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the running pass, and what it takes to begin it again; plain data and tensors."""
-        state = {"epoch": self.epoch, "n_drawn": self.n_drawn, "n_passes": self.n_passes, "start": self._start}
+        start = self._start | {"rng": plain_rng(self._start["rng"])} if self._start else {}
+        state = {"epoch": self.epoch, "n_drawn": self.n_drawn, "n_passes": self.n_passes, "start": start}
         state["generators"] = self._generators()
         if self.is_stateful:
             state["loader"] = self.loader.state_dict()

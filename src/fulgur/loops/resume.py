@@ -33,6 +33,7 @@ def capture_epoch(loop: FitLoop, feed: Feed, module: torch.nn.Module) -> dict[st
         return dict(loop.kept_epoch)
     in_pass = loop.progress.cut_at > 0 or loop.progress.phase in ("batch", "validated", "settled", "cut")
     state: dict[str, Any] = {"in_pass": in_pass, "loaders": [loader.state_dict() for loader in feed.placed]}
+    state["should_stop"] = loop.should_stop
     state["since_validation_s"] = time.monotonic() - loop.last_validation
     state["metrics"] = loop.metrics.state_dict(with_sums=False)
     if not in_pass:
