@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+import checkpoints
 import epochs
 import imports
 import memory
@@ -44,7 +45,13 @@ def run_all(*, n_rounds: int | None) -> dict[str, list[dict[str, Any]]]:
     """Run and print one after the other; `n_rounds` None leaves each benchmark its own number."""
     rounds = {} if n_rounds is None else {"n_rounds": n_rounds}
     results: dict[str, list[dict[str, Any]]] = {}
-    for name, benchmark in {"step": step, "epochs": epochs, "imports": imports, "memory": memory}.items():
+    for name, benchmark in {
+        "step": step,
+        "epochs": epochs,
+        "imports": imports,
+        "memory": memory,
+        "checkpoints": checkpoints,
+    }.items():
         costs = benchmark.run(**rounds)
         print("\n" + benchmark.report(costs), flush=True)
         results[name] = [cost.as_dict() for cost in costs]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fulgur import slurm
 from fulgur.checkpoint.io import AsyncCheckpointIO
 from fulgur.errors import MisconfigurationException
 from fulgur.hooks import (
@@ -194,7 +195,8 @@ def _validate_in_fit(trainer: Trainer, call: Call) -> None:
         loaded_at["val"] = trainer.current_epoch
     loop.feed.set_epoch(trainer.current_epoch)
     if sum(loop.feed.n_batches):
-        trainer._before_validation = BeforeValidation.take(trainer)
+        saves = bool(trainer.checkpoint_callbacks) or slurm.is_managed()
+        trainer._before_validation = BeforeValidation.take(trainer) if saves else None
         loop.run(context=torch.no_grad(), before_end=partial(setattr, fit_loop.progress, "phase", "validated"))
     trainer.state.stage = previous
 
