@@ -350,6 +350,9 @@ def to_host(values: list[Any]) -> list[float]:
         else:
             result[index] = float(value)
     for device, indices in by_device.items():
+        if len(indices) == 1:
+            result[indices[0]] = float(values[indices[0]].detach().reshape(()).tolist())  # waits for the device
+            continue
         wide = torch.float32 if device.type == "mps" else torch.float64
         stacked = torch.stack([values[i].detach().reshape(()).to(wide) for i in indices])
         for index, number in zip(indices, stacked.tolist(), strict=True):  # waits for the device

@@ -93,6 +93,44 @@ def test_restore_brings_every_generator_back() -> None:
     assert (draw(), random.gauss(0, 1), np.random.randn()) == first
 
 
+@pytest.mark.parametrize("n_draws", [0, 1, 2, 3])
+def test_numpy_state_is_taken_anew_where_it_has_moved_in_any_part(n_draws: int) -> None:
+    np.random.seed(1)
+    np.random.randn()  # keeps a second number for later, which leaves the words alone when it is drawn
+    capture_rng()
+    for _ in range(n_draws):
+        np.random.randn()
+        capture_rng()
+    state = capture_rng()
+    first = np.random.randn(3).tolist()
+    restore_rng(state)
+    assert np.random.randn(3).tolist() == first
+
+
+def test_numpy_state_is_taken_anew_after_a_restore() -> None:
+    np.random.seed(1)
+    np.random.randn()
+    with isolate_rng():
+        np.random.randn()
+        capture_rng()
+    state = capture_rng()
+    first = np.random.randn(3).tolist()
+    restore_rng(state)
+    assert np.random.randn(3).tolist() == first
+
+
+def test_numpy_state_of_another_kind_of_generator() -> None:
+    before = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(1))
+    try:
+        state = capture_rng()
+        first = np.random.rand(3).tolist()
+        restore_rng(state)
+        assert np.random.rand(3).tolist() == first
+    finally:
+        np.random.set_bit_generator(before)
+
+
 def test_captured_state_survives_a_file_of_plain_data() -> None:
     state = capture_rng()
     first = draw()
