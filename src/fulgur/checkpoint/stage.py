@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 _UNCHANGING = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 _SMALL_BYTES = 1 << 14  # below, looking for memory to use again costs more than getting some
+_LARGE_BYTES = 1 << 23  # from here on a second thread is worth its start
 
 
 class HostStage:
@@ -26,14 +29,20 @@ class HostStage:
         self._in_use: list[tuple[tuple[int, bool], torch.UntypedStorage]] = []
         self._copied: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
         self._events: dict[torch.device, torch.cuda.Event] = {}
+        self._bytes_to_copy = 0
+        self._to_copy: list[tuple[Any, Any]] = []  # target and source, tensors or storages of the host
 
     def copy(self, value: Any) -> Any:
         """`value` as it is at this moment, in new containers, with its tensors on the host.
 
         Tensors may still be on their way: see `wait`.
         """
+        self._to_copy.clear()
+        self._bytes_to_copy = 0
         with torch.no_grad():
             staged = self._copy(value)
+        _copy_all(self._to_copy, n_threads=2 if self._bytes_to_copy >= _LARGE_BYTES else 1)
+        self._to_copy.clear()
         for device, event in self._events.items():
             event.record(torch.cuda.current_stream(device))
         return staged
@@ -94,12 +103,15 @@ class HostStage:
         staged.set_(memory, tensor.storage_offset(), tensor.size(), tensor.stride())
         if found is None:
             is_cuda = tensor.is_cuda
-            if tensor.nbytes == source.nbytes() and tensor.is_contiguous():
-                staged.copy_(tensor, non_blocking=is_cuda)  # a fifth faster than its bytes
+            is_whole = tensor.nbytes == source.nbytes() and tensor.is_contiguous()
+            # Tensors are a fifth faster than their bytes.
+            pair: tuple[Any, Any] = (staged, tensor) if is_whole else (memory, source)
+            if not is_cuda:
+                self._to_copy.append(pair)
+                self._bytes_to_copy += source.nbytes()
             else:
-                memory.copy_(source, non_blocking=is_cuda)
-            if is_cuda and tensor.device not in self._events:
-                self._events[tensor.device] = torch.cuda.Event()
+                pair[0].copy_(pair[1], non_blocking=True)
+                self._events.setdefault(tensor.device, torch.cuda.Event())
         return staged.requires_grad_() if tensor.requires_grad else staged
 
     def _find_memory(self, source: torch.UntypedStorage) -> torch.UntypedStorage:
@@ -111,6 +123,30 @@ class HostStage:
         memory = free.pop() if free else _allocate(num_bytes, is_pinned=is_pinned)
         self._in_use.append((key, memory))
         return memory
+
+
+def _copy_all(pairs: list[tuple[Any, Any]], *, n_threads: int) -> None:
+    """Copy sources to targets. A second thread saves up to two fifths of the time: one core leaves bandwidth unused."""
+    left = iter(pairs)
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with torch.no_grad():
+                for target, source in left:
+                    target.copy_(source)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="fulgur-copy") if n_threads > 1 else None
+    if thread is not None:
+        with suppress(RuntimeError):  # the interpreter is on its way out and starts no more threads
+            thread.start()
+    work()
+    if thread is not None and thread.ident is not None:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _allocate(num_bytes: int, *, is_pinned: bool) -> torch.UntypedStorage:

@@ -145,6 +145,21 @@ def test_source_that_has_gone_is_not_taken_for_a_new_one() -> None:
     assert [tensor[0].item() for tensor in staged] == list(range(50))
 
 
+def test_much_is_copied_whole_by_several_threads() -> None:
+    tensors = [torch.full((1 << 16,), float(value)) for value in range(50)]
+    for _ in range(5):
+        assert [tensor.unique().tolist() for tensor in HostStage().copy(tensors)] == [[value] for value in range(50)]
+
+
+def test_error_of_a_copy_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Tensor, *_: object, **__: object) -> None:
+        raise RuntimeError("the memory is gone")
+
+    monkeypatch.setattr(Tensor, "copy_", fail)
+    with pytest.raises(RuntimeError, match="the memory is gone"):
+        HostStage().copy([torch.zeros(1 << 22), torch.zeros(1 << 22)])
+
+
 @pytest.mark.gpu
 def test_copies_from_cuda_hold_the_moment_without_waiting_for_it() -> None:
     stage = HostStage()
