@@ -55,14 +55,16 @@ class SmallDisk:
     def make_read_only(self) -> None:
         if self.is_mounted:
             assert self._mount("-o", "remount,ro")
+        elif os.geteuid() == 0:
+            pytest.skip("root may write everywhere, and may mount nothing here")
         else:
             self.path.chmod(0o500)
 
     def remove(self) -> None:
-        self.empty() if not self.is_mounted else None
         if self.is_mounted:
             subprocess.run(["umount", str(self.path)], check=True)
         else:
+            self.empty()
             signal.signal(signal.SIGXFSZ, self._handler)
             self.path.chmod(0o700)
 
