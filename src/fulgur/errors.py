@@ -6,7 +6,8 @@
     │   │   └── UnknownArgumentError       an argument nobody knows (also a TypeError)
     │   ├── MissingExtraError              an optional package is needed (also a ModuleNotFoundError)
     │   └── CheckpointError                a checkpoint that cannot be written, read or trusted
-    │       └── CheckpointRefusedError     a file that wants more than plain data
+    │       ├── CheckpointRefusedError     a file that wants more than plain data
+    │       └── WeightsMismatchError       weights of another network (also a RuntimeError)
     └── StopRun                            private: ends a run early, cleanly (see `run.py`)
     SystemExit
     └── SIGTERMException                   the process was asked to end
@@ -58,6 +59,10 @@ class CheckpointError(FulgurError):
 
 class CheckpointRefusedError(CheckpointError):
     """A file holds more than plain data; opening it could run code."""
+
+
+class WeightsMismatchError(CheckpointError, RuntimeError):
+    """The weights of a file are those of another network than the one they are loaded into."""
 
 
 class SIGTERMException(SystemExit):

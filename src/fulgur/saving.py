@@ -92,7 +92,7 @@ def load(trainer: Trainer, call: Call) -> dict[str, Any] | None:
     require_weights(checkpoint, path)
     module = trainer.lightning_module
     contents = contents_of(trainer)
-    checkpoint_state.restore_model(checkpoint, contents, strict=module.strict_loading)
+    checkpoint_state.restore_model(checkpoint, contents, source=path, strict=module.strict_loading)
     return checkpoint
 
 

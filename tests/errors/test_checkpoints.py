@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
 from fulgur import LightningModule
-from fulgur.errors import CheckpointError, CheckpointRefusedError, MisconfigurationException
+from fulgur.errors import CheckpointError, CheckpointRefusedError, MisconfigurationException, WeightsMismatchError
 
 
 class Sized(Net):
@@ -185,8 +185,42 @@ def test_resume_with_other_optimizers(full: str, configure: Any, words: tuple[st
 
 def test_resume_with_other_shapes(full: str) -> None:
     trainer, module = quiet(max_epochs=3), Plain(2)
-    words = "Plain", "size mismatch for layer.weight"
-    refused(trainer, lambda: trainer.fit(module, loader(), ckpt_path=full), RuntimeError, *words, module=module)
+    words = "Plain", "size mismatch for layer.weight", repr(full), "[1, 3] in the file", "[2, 3] in the module"
+    call = lambda: trainer.fit(module, loader(), ckpt_path=full)  # noqa: E731
+    refused(trainer, call, WeightsMismatchError, *words, module=module)
+    assert issubclass(WeightsMismatchError, RuntimeError)  # what torch raises
+
+
+def test_resume_into_another_width_names_the_hyperparameter(of_sized: str) -> None:
+    trainer, module = quiet(max_epochs=3), Sized(5)
+    words = repr(of_sized), "[2, 3] in the file and [5, 3]", "saved with width=2, and this module has width=5"
+    call = lambda: trainer.fit(module, loader(), ckpt_path=of_sized)  # noqa: E731
+    message = refused(trainer, call, WeightsMismatchError, *words, module=module)
+    assert "depth" not in message
+
+
+def test_resume_into_other_layers_names_them_on_both_sides(full: str) -> None:
+    class Other(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.layer = self.layer, nn.Identity()
+
+        def loss(self, batch: Any) -> Any:
+            return self.head(batch[0]).square().mean()
+
+    trainer, module = quiet(max_epochs=3), Other()
+    words = "not in the file: head.weight, head.bias", "not in the module: layer.weight, layer.bias", "strict_loading"
+    call = lambda: trainer.fit(module, loader(), ckpt_path=full)  # noqa: E731
+    refused(trainer, call, WeightsMismatchError, *words, module=module)
+
+
+def test_error_of_an_own_load_state_dict_is_left_as_it_is(full: str) -> None:
+    def load_state_dict(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("mine")
+
+    module = net(load_state_dict=load_state_dict)
+    with pytest.raises(RuntimeError, match=r"^mine$"):
+        quiet(max_epochs=3).fit(module, loader(), ckpt_path=full)
 
 
 def test_resume_from_weights_only(full: str) -> None:
@@ -229,7 +263,7 @@ def test_missing_argument_names_it_and_how_to_pass_it(tmp_path: Path) -> None:
 
 
 def test_other_shape_by_an_override(of_sized: str) -> None:
-    with pytest.raises(RuntimeError, match=r"size mismatch for layer\.weight"):
+    with pytest.raises(RuntimeError, match=r"size mismatch for layer\.weight.*saved with width=2.* has width=3"):
         Sized.load_from_checkpoint(of_sized, width=3)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from fulgur.checkpoint.load import load_checkpoint, require_weights
 from fulgur.checkpoint.plain import from_plain
 from fulgur.checkpoint.state import decode_additions, devices_present
+from fulgur.checkpoint.weights import load_weights
 from fulgur.errors import PossibleUserWarning
 from fulgur.hparams import build_init_kwargs, read_hparams_file
 from fulgur.rank import rank_zero_warn
@@ -41,7 +42,7 @@ def load_module(
     decode_additions(checkpoint)
     module.on_load_checkpoint(checkpoint)
     strict = _agreed_strictness(module, strict)
-    keys = module.load_state_dict(checkpoint["state_dict"], strict=strict)
+    keys = load_weights(module, checkpoint, source, strict=strict)
     if not strict and (keys.missing_keys or keys.unexpected_keys):
         rank_zero_warn(
             f"Weights were loaded with strict=False. Missing in the file: {keys.missing_keys}. Not in the module: "

@@ -16,6 +16,7 @@ import torch
 
 from fulgur.checkpoint.earlier import call_on_load, call_on_save
 from fulgur.checkpoint.plain import from_plain, opens_plainly, to_plain
+from fulgur.checkpoint.weights import load_weights
 from fulgur.errors import CheckpointError, MisconfigurationException, PossibleUserWarning
 from fulgur.hooks import Callback
 from fulgur.progress import Progress
@@ -176,12 +177,16 @@ def warn_of_refused_hparams(owner: Any) -> None:
 # ------------------------------------------------------------------------------------------------------- restoring
 
 
-def restore_model(checkpoint: dict[str, Any], contents: Contents, *, strict: bool) -> None:
-    """Give back weights, and the states of datamodule and callbacks, calling their hooks in the order users know."""
+def restore_model(checkpoint: dict[str, Any], contents: Contents, *, source: object, strict: bool) -> None:
+    """Give back weights, and the states of datamodule and callbacks, calling their hooks in the order users know.
+
+    Raises:
+        WeightsMismatchError: The weights of the file `source` are those of another network.
+    """
     module, trainer = contents.module, contents.trainer
     decode_additions(checkpoint)
     module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"], strict=strict)
+    load_weights(module, checkpoint, source, strict=strict)
     if contents.datamodule is not None:
         state = checkpoint.get(type(contents.datamodule).__qualname__)
         if state:

@@ -17,6 +17,7 @@ from fulgur.checkpoint.tools.source import open_file
 
 # Numbers compared at a time: 8 MB in float64 for each side, whatever the tensor's size.
 _N_AT_A_TIME = 2**20
+_VALUE_WIDTH, _WHOLE = 24, 100_000
 _EMPTY: tuple[Any, ...] = ({}, [], ())
 
 
@@ -130,8 +131,9 @@ def _show(data: dict[str, Any], *, is_full: bool) -> Iterator[Table | str]:
     values = [entry for entry in data["values"] if is_full or not _is_counter(entry["name"])]
     n_hidden += len(data["values"]) - len(values)
     if values:
-        rows = [(_short(e["name"], is_full), *(shorten(e[side], width=60) for side in ("a", "b"))) for e in values]
-        yield Table("Values", ("name", data["a"], data["b"]), rows)
+        width = _WHOLE if is_full else _VALUE_WIDTH
+        rows = [(_short(e["name"], is_full), *(shorten(e[side], width=width) for side in ("a", "b"))) for e in values]
+        yield Table(f"Values (A is {data['a']}, B is {data['b']})", ("name", "A", "B"), rows)
     if n_hidden:
         yield f"{n_hidden} counters under 'loops' differ: --all shows them.\n"
     if data["tensors"]:

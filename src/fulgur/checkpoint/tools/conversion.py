@@ -39,7 +39,7 @@ def convert(file: Opened, form: Form) -> tuple[dict[str, Any], list[str]]:
     require_weights(file.content, file.path)
     if file.kind == form:
         others = [f"--to {other}" for other in ("fulgur", "lightning", "safetensors") if other != form]
-        raise CheckpointError(f"{file.path!r} is a {file.kind_name} already. Use {' or '.join(others)}.")
+        raise CheckpointError(f"{file.path!r} is {file.kind_name} already. Use {' or '.join(others)}.")
     if form == "safetensors":
         return _only_tensors(file.content)
     if file.kind in ("weights", "safetensors"):
@@ -159,7 +159,7 @@ def _run(arguments: Namespace) -> Outcome:
     content, notes = convert(file, form)
     write_file(content, arguments.output, metadata_of(content)[0])
     data = {"input": arguments.input, "from": file.kind, "output": arguments.output, "to": form, "notes": notes}
-    return Outcome(data, (f"{arguments.output}: {form}, from a {file.kind_name}.", *notes))
+    return Outcome(data, (f"{arguments.output}: {form}, from {file.kind_name}.", *notes))
 
 
 COMMAND = Command("convert", "make another form of a checkpoint or of weights", _add_arguments, _run)

@@ -16,6 +16,8 @@ from fulgur.checkpoint.tools.source import Opened, find_tensors, open_file
 
 # As many rows as can be taken in at a glance; --all shows the rest.
 _N_TENSORS_SHOWN = 30
+# Beside the longest of the usual names that makes lines of 80 characters.
+_VALUE_WIDTH, _WHOLE = 50, 100_000
 _HPARAMS_KEYS = ("hyper_parameters", "hparams", "module_arguments", "datamodule_hyper_parameters")
 
 
@@ -54,8 +56,8 @@ def _describe_resume(content: Mapping[str, Any]) -> str:
     if "optimizer_states" not in content:
         return "weights only: training cannot resume from it"
     if "running" in own and "rng" in own:
-        return "exact: it holds the position in the data and every generator"
-    return "weights, optimizers and counters; the data and the generators start anew"
+        return "exact, with position in the data and generators"
+    return "inexact: the data and the generators start anew"
 
 
 def _versions(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def _counters(content: Mapping[str, Any]) -> dict[str, Any]:
 def _describe_key(key: str, value: Any) -> dict[str, Any]:
     tensors = [tensor for _, tensor in find_tensors(value)]
     is_container = isinstance(value, (dict, list, tuple))
-    holds = f"{type(value).__name__} of {len(value)}" if is_container else shorten(readable(value), width=60)
+    holds = f"{type(value).__name__} of {len(value)}" if is_container else shorten(readable(value), width=30)
     return {"key": str(key), "holds": holds, "tensors": len(tensors), "size_bytes": stored_bytes(tensors)}
 
 
@@ -132,7 +134,7 @@ def _show(opened: Opened, data: dict[str, Any], *, is_full: bool) -> Iterator[Ta
     if opened.kind in ("fulgur", "lightning"):
         facts["resume"] = data["resume"]
     if facts:
-        yield Table("", ("fact", "value"), [(name, shorten(value)) for name, value in facts.items()])
+        yield Table("", ("fact", "value"), [(name, _text(value, is_full=is_full)) for name, value in facts.items()])
     if opened.kind not in ("weights", "safetensors"):
         yield _keys_table(data["keys"])
     yield from _hparams_tables(data["hyper_parameters"], is_full=is_full)
@@ -157,20 +159,22 @@ def _values_table(title: str, values: Any, *, is_full: bool) -> Table:
 
 def _state_tables(data: dict[str, Any], *, is_full: bool) -> Iterator[Table]:
     for key, state in data["callbacks"].items():
-        yield _values_table(f"Callback {key}", state, is_full=is_full)
-    if data["optimizers"]:
-        rows = [row for index, entry in enumerate(data["optimizers"]) for row in _optimizer_rows(index, entry, is_full)]
-        columns = (">optimizer", ">group", ">params", "options", "state of each parameter", ">size")
-        yield Table("Optimizers", columns, rows)
+        yield _values_table(f"Callback {key if is_full else key.partition('{')[0]}", state, is_full=is_full)
+    for index, entry in enumerate(data["optimizers"]):
+        yield _optimizer_table(index, entry, is_full=is_full)
     for index, state in enumerate(data["lr_schedulers"]):
         yield _values_table(f"Scheduler {index}", state, is_full=is_full)
 
 
-def _optimizer_rows(index: int, entry: dict[str, Any], is_full: bool) -> Iterator[tuple[str, ...]]:
-    for number, group in enumerate(entry["groups"]):
-        options = {key: value for key, value in group.items() if key != "params"}
-        common = (", ".join(entry["state"]), _size(entry["size_bytes"])) if number == 0 else ("", "")
-        yield (str(index), str(number), str(group["params"]), _text(options, is_full=is_full), *common)
+def _optimizer_table(index: int, entry: dict[str, Any], *, is_full: bool) -> Table:
+    """A row for each option: what all groups have in common, or the value of each group."""
+    groups = entry["groups"]
+    values: dict[str, Any] = {"groups": len(groups)}
+    for name in dict.fromkeys(name for group in groups for name in group):
+        of_groups = [group.get(name) for group in groups]
+        values[name] = of_groups if any(value != of_groups[0] for value in of_groups) else of_groups[0]
+    kept = {"state of each": ", ".join(entry["state"]), "size": format_size(entry["size_bytes"])}
+    return _values_table(f"Optimizer {index}", values | kept, is_full=is_full)
 
 
 def _weights_table(data: dict[str, Any], *, is_full: bool) -> Table:
@@ -186,7 +190,7 @@ def _weights_table(data: dict[str, Any], *, is_full: bool) -> Table:
 
 
 def _text(value: Any, *, is_full: bool) -> str:
-    return shorten(value, width=100_000 if is_full else 100)
+    return shorten(value, width=_WHOLE if is_full else _VALUE_WIDTH)
 
 
 def _size(size_bytes: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from fulgur.checkpoint.write import remove_checkpoint
 from fulgur.errors import CheckpointError
 
 Mode = Literal["min", "max"]
+_LAST = re.compile(rf"last(-v\d+)?{re.escape(EXTENSION)}")
 
 
 @dataclass(slots=True)
@@ -34,7 +36,8 @@ class Entry:
         kept_for: Why it stays; empty if it goes.
         is_damaged: Whether it has been found damaged.
         is_full: Whether training can resume from it.
-        rank: Larger is newer.
+        rank: Steps, batches, and when it was written. Larger is newer; -1 is unknown.
+        crc32: Checksum that its seal tells; None without one.
     """
 
     path: str
@@ -44,30 +47,40 @@ class Entry:
     is_damaged: bool = False
     is_full: bool = False
     rank: tuple[int, int, float] = (-1, -1, 0.0)
+    crc32: int | None = None
 
     def set_aside(self, verdict: Verdict) -> None:
         """Keep it, for it is damaged."""
         self.is_damaged = True
         self.kept_for = f"{verdict.kind}, to be looked at: it {verdict.reason}"
 
+    def is_twin(self, other: Entry) -> bool:
+        """Whether both hold the same moment: a copy, or the ``last.ckpt`` that was saved beside another file."""
+        is_same_moment = self.rank[:2] == other.rank[:2] and self.rank[0] >= 0 and self.is_full == other.is_full
+        is_copy = self.crc32 is not None and (self.crc32, self.size_bytes) == (other.crc32, other.size_bytes)
+        return is_same_moment and (is_copy or any(_LAST.fullmatch(_name(entry.path)) for entry in (self, other)))
+
 
 def plan(directory: str, *, keep_last: int, best: tuple[str, Mode] | None = None, trust: bool = False) -> list[Entry]:
     """What to keep and what to delete among the files ``*.ckpt`` of `directory`, the newest first.
 
     The newest is what ``ckpt_path="auto"`` takes it to be: the one with the most steps, then batches, then the latest.
-    Reads as many of them as it takes to find `keep_last` that are whole, one at least, and one among them from which
-    training can resume. Damaged ones do not count, and stay: whoever wants them gone has to look at them first. So do
-    links, and what they lead to.
+    Reads as many of them as it takes to find `keep_last` that are whole, and one among them from which training can
+    resume. A ``last.ckpt`` beside the file of the same moment counts with it as one. Damaged ones do not count, and
+    stay: whoever wants them gone has to look at them first. So do links, and what they lead to.
 
     Args:
         directory: A path or a URL. Directories in it are left alone.
-        keep_last: How many whole files to keep.
+        keep_last: How many whole files to keep. >= 1.
         best: Also keep the best file by this metric, of which ``"min"`` or ``"max"`` is best.
         trust: Open files that hold more than plain data, for `best`.
 
     Raises:
+        ValueError: `keep_last` is less than 1.
         CheckpointError: No file is whole, or no file tells how `best` ranks them.
     """
+    if keep_last < 1:
+        raise ValueError(_too_few(keep_last))
     entries, links = _list_entries(directory)
     whole = _keep_newest(entries, keep_last)
     if not whole:
@@ -102,8 +115,8 @@ def _look_at(path: str) -> Entry:
     if not verdict.is_usable:
         entry.set_aside(verdict)
         return entry
-    if verdict.seal is not None:
-        steps, batches, entry.is_full = verdict.seal.global_step, verdict.seal.batches_total, verdict.seal.is_full
+    if (seal := verdict.seal) is not None:
+        steps, batches, entry.is_full, entry.crc32 = seal.global_step, seal.batches_total, seal.is_full, seal.crc32
     else:
         steps, batches, entry.is_full = _read_counters(path)
     entry.rank = (-1 if steps is None else steps, -1 if batches is None else batches, entry.modified)
@@ -120,20 +133,25 @@ def _read_counters(path: str) -> tuple[int | None, int | None, bool]:
 
 
 def _keep_newest(entries: Sequence[Entry], keep_last: int) -> int:
-    """Mark those to keep, setting damaged ones aside. Returns how many are whole."""
-    n_whole, has_full = 0, False
+    """Mark those to keep, setting damaged ones aside. Returns how many are whole, a file and its twin being one."""
+    kept: list[Entry] = []
+    has_full = False
     for entry in entries:
-        is_wanted = n_whole < max(keep_last, 1) or (entry.is_full and not has_full)
+        twin = next(filter(entry.is_twin, kept), None)
+        is_wanted = len(kept) < keep_last or twin is not None or (entry.is_full and not has_full)
         if entry.is_damaged or not is_wanted:
             continue
         verdict = verify_checkpoint(entry.path)
         if not verdict.is_usable:
             entry.set_aside(verdict)
-            continue
-        is_resumable = entry.is_full and not has_full
-        entry.kept_for = "the newest to resume from" if is_resumable else f"one of the {keep_last} newest"
-        n_whole, has_full = n_whole + 1, has_full or entry.is_full
-    return n_whole
+        elif twin is not None:
+            entry.kept_for = f"of the same moment as {_name(twin.path)}"
+        else:
+            is_resumable = entry.is_full and not has_full
+            entry.kept_for = "the newest to resume from" if is_resumable else f"one of the {keep_last} newest"
+            kept.append(entry)
+            has_full |= entry.is_full
+    return len(kept)
 
 
 def _keep_best(entries: Sequence[Entry], directory: str, metric: str, mode: Mode, *, trust: bool) -> None:
@@ -150,12 +168,14 @@ def _joined(*reasons: str) -> str:
 
 
 def _find_scores(entries: Sequence[Entry], directory: str, metric: str, mode: Mode, *, trust: bool) -> dict[str, float]:
-    """Score by file name, as the newest readable file that ranks by `metric` tells it."""
+    """Score by file name, as the newest whole file that ranks by `metric` tells it."""
     present, known = {_name(entry.path) for entry in entries}, set()
     for entry in entries:
+        if not entry.kept_for and not (verdict := verify_checkpoint(entry.path)).is_usable:
+            entry.set_aside(verdict)
         if entry.is_damaged:
             continue
-        for key, state in _rankings(open_file(entry.path, trust=trust).content):
+        for key, state in _rankings(open_file(entry.path, trust=trust, is_verified=True).content):
             known.add(str(state["monitor"]))
             if state["monitor"] != metric:
                 continue
@@ -196,7 +216,7 @@ def _name(path: str) -> str:
 def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DIR", help="directory with files *.ckpt; a path or a URL")
     parser.add_argument(
-        "--keep-last", type=_count, required=True, metavar="N", help="keep the N newest that are whole, one at least"
+        "--keep-last", type=_count, required=True, metavar="N", help="keep the N newest that are whole; 1 or more"
     )
     parser.add_argument(
         "--keep-best", type=_metric, metavar="METRIC:min|max", help="also keep the best, as a ModelCheckpoint ranked it"
@@ -207,7 +227,15 @@ def _add_arguments(parser: ArgumentParser) -> None:
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise ArgumentTypeError(f"{text!r} is no number of files. Use 1 or more.")
+    if int(text) < 1:
+        raise ArgumentTypeError(_too_few(int(text)))
     return int(text)
+
+
+def _too_few(keep_last: int) -> str:
+    return (
+        f"{keep_last} would leave nothing to resume from. Use 1 or more; to be rid of all files, delete the directory."
+    )
 
 
 def _metric(text: str) -> tuple[str, Mode]:
@@ -248,7 +276,7 @@ def _data_of(entry: Entry) -> dict[str, Any]:
 def _table(entries: Sequence[Entry], gone: str) -> Table:
     rows = [
         (
-            entry.path,
+            _name(entry.path),
             format_size(entry.size_bytes),
             datetime.fromtimestamp(entry.modified).isoformat(" ", "seconds"),
             "kept" if entry.kept_for else gone,

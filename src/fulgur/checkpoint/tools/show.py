@@ -103,11 +103,19 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def shorten(value: Any, *, width: int = 100) -> str:
-    """`value` on one line of at most `width` characters."""
+def shorten(value: Any, *, width: int = 50) -> str:
+    """`value` on one line of at most `width` characters, cut in the middle: paths differ at their ends.
+
+    Example:
+        >>> shorten("/home/me/runs/version_3/epoch=1.ckpt", width=23)
+        '/home/me/r...och=1.ckpt'
+    """
     text = value if isinstance(value, str) else json.dumps(_finite(value), ensure_ascii=False, default=str)
     text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 3] + "..."
+    if len(text) <= width:
+        return text
+    n_kept = width - 3
+    return f"{text[: n_kept // 2]}...{text[len(text) - (n_kept - n_kept // 2) :]}"
 
 
 def format_size(size_bytes: int) -> str:

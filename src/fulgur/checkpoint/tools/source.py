@@ -18,6 +18,7 @@ from fulgur.checkpoint.tools.safetensors_file import (
     read_weights,
     write_weights,
 )
+from fulgur.checkpoint.verify import open_verified
 from fulgur.checkpoint.write import checkpoint_exists, write_checkpoint
 from fulgur.errors import CheckpointError
 
@@ -36,11 +37,11 @@ _TYPES: dict[str, type] = {
 }
 
 _NAMES = {
-    "fulgur": "fulgur checkpoint",
-    "lightning": "Lightning checkpoint",
+    "fulgur": "a fulgur checkpoint",
+    "lightning": "a Lightning checkpoint",
     "weights": "bare weights",
     "safetensors": "weights in safetensors",
-    "other": "other file of torch.save",
+    "other": "a file of torch.save",
 }
 
 
@@ -53,7 +54,7 @@ class Opened:
         kind: Who wrote it, by what is in it.
         size_bytes: Of the file.
         content: In the layout of a checkpoint: bare weights stand under ``state_dict``. Tensors of a local file are
-            still on the disk.
+            still on the disk; unless only shapes were asked for, every byte of it has been verified.
         metadata: What a safetensors file says beside its tensors.
     """
 
@@ -65,20 +66,22 @@ class Opened:
 
     @property
     def kind_name(self) -> str:
+        """What it is, with its article."""
         return _NAMES[self.kind]
 
 
-def open_file(path: str, *, trust: bool = False, shapes_only: bool = False) -> Opened:
+def open_file(path: str, *, trust: bool = False, shapes_only: bool = False, is_verified: bool = False) -> Opened:
     """Open a checkpoint, bare weights or a safetensors file.
 
     Args:
         path: A local path or a URL.
         trust: Run what the file says, where it holds more than plain data.
-        shapes_only: Read no tensor from a URL: they come on the meta device.
+        shapes_only: Verify and read no tensor; from a URL they come on the meta device.
+        is_verified: Every byte has been verified already.
 
     Raises:
         FileNotFoundError: There is nothing at `path`.
-        CheckpointError: It cannot be read, or wants more than plain data.
+        CheckpointError: It cannot be read, is not as it was written, or wants more than plain data.
         MissingExtraError: Tensors of a safetensors file are wanted, and the package is not installed.
     """
     if is_directory(path):
@@ -89,7 +92,12 @@ def open_file(path: str, *, trust: bool = False, shapes_only: bool = False) -> O
         weights = read_shapes(path) if shapes_only else read_weights(path)
         return Opened(path, "safetensors", size_of(path), {"state_dict": weights}, read_metadata(path))
     location = "meta" if shapes_only and is_remote(path) else "cpu"
-    content = load_checkpoint(path, map_location=location, weights_only=not trust, mmap=True)
+    reads_all = not (shapes_only or is_verified)
+    if reads_all and not is_remote(path) and checkpoint_exists(path):
+        with open_verified(path):  # once, so that tensors can stay on the disk until they are used
+            pass
+    is_mapped = not (reads_all and is_remote(path))
+    content = load_checkpoint(path, map_location=location, weights_only=not trust, mmap=is_mapped)
     kind = _kind_of(content)
     if kind in ("fulgur", "lightning"):
         _require_types(content, path)

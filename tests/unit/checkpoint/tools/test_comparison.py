@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 
@@ -110,3 +111,30 @@ def test_json_has_no_words_for_infinity(tmp_path: Path, tool: Any) -> None:
         torch.save({"state_dict": {"w": torch.tensor([value])}}, tmp_path / name)
     said = tool("diff", tmp_path / "a", tmp_path / "b", "--json")
     assert said.data["tensors"][0]["max_abs_difference"] == "inf"
+
+
+@pytest.mark.parametrize("command", ["diff", "convert", "average"])
+def test_damaged_file_is_refused_by_its_checksum_as_by_verify(command: str, run_dir: Path, tool: Any) -> None:
+    path = run_dir / "epoch=1.ckpt"
+    content = bytearray(path.read_bytes())
+    weight = torch.load(path, weights_only=True)["state_dict"]["into.weight"]
+    content[content.index(weight.numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    reason = tool("verify", path, "--json").data["files"][0]["reason"]
+    assert "its checksum is" in reason
+    words = {"diff": (), "convert": ("--to", "lightning"), "average": ("-o", run_dir / "mean.ckpt")}[command]
+    others = (run_dir / "out.ckpt",) if command == "convert" else (run_dir / "epoch=2.ckpt",)
+    said = tool(command, path, *others, *words)
+    assert said.code == 2
+    assert reason in said.err
+    assert not (run_dir / "out.ckpt").exists()
+
+
+def test_damaged_file_of_a_store_is_refused_by_its_checksum(run_dir: Path, store: str, tool: Any) -> None:
+    content = bytearray((run_dir / "epoch=1.ckpt").read_bytes())
+    weight = torch.load(run_dir / "epoch=1.ckpt", weights_only=True)["state_dict"]["into.weight"]
+    content[content.index(weight.numpy().tobytes())] ^= 1
+    with fsspec.open(f"{store}/a.ckpt", "wb") as file:
+        file.write(bytes(content))
+    said = tool("diff", f"{store}/a.ckpt", run_dir / "epoch=2.ckpt")
+    assert (said.code, "its checksum is" in said.err) == (2, True)

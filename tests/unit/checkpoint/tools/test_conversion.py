@@ -166,3 +166,10 @@ def test_from_a_store_to_a_store(store: str, run_dir: Path, tool: Any) -> None:
     assert tool("convert", f"{store}/a.ckpt", f"{store}/deep/a.safetensors").code == 0
     assert tool("convert", f"{store}/deep/a.safetensors", f"{store}/b.ckpt").code == 0
     assert tool("diff", f"{store}/a.ckpt", f"{store}/b.ckpt", "--weights-only").code == 0
+
+
+def test_line_says_what_it_was_made_from(run_dir: Path, tool: Any) -> None:
+    path, weights = run_dir / "epoch=2.ckpt", run_dir / "a.safetensors"
+    assert tool("convert", path, weights).out.splitlines()[0] == f"{weights}: safetensors, from a fulgur checkpoint."
+    back = run_dir / "back.ckpt"
+    assert tool("convert", weights, back).out.splitlines()[0] == f"{back}: fulgur, from weights in safetensors."

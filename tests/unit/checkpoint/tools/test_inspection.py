@@ -110,6 +110,37 @@ def test_long_list_of_weights_is_cut_unless_all_is_said(tmp_path: Path, tool: An
     assert " w49 " in tool("inspect", tmp_path / "a.ckpt", "--all").out
 
 
+def test_lines_fit_a_terminal_of_80_columns(run_dir: Path, tool: Any) -> None:
+    path = run_dir / "epoch=2.ckpt"
+    shown = tool("inspect", path).out.splitlines()[1:]  # the first one names the file
+    assert [line for line in shown if len(line) > 80] == []
+    assert any(len(line) > 80 for line in tool("inspect", path, "--all").out.splitlines())
+
+
+def test_options_of_an_optimizer_have_a_line_each(run_dir: Path, tool: Any) -> None:
+    shown = [" ".join(line.split()) for line in tool("inspect", run_dir / "last.ckpt").out.splitlines()]
+    at = shown.index("Optimizer 0")
+    for line in ("groups 1", "betas [0.9, 0.99]", "params 6", "state of each exp_avg, exp_avg_sq, step"):
+        assert line in shown[at:]
+
+
+def test_options_in_which_groups_differ_are_shown_for_each(tmp_path: Path, tool: Any) -> None:
+    groups = [{"lr": 0.1, "momentum": 0.9, "params": [0]}, {"lr": 0.2, "momentum": 0.9, "params": [1]}]
+    write_checkpoint({"state_dict": {}, "optimizer_states": [{"state": {}, "param_groups": groups}]}, tmp_path / "a")
+    shown = [" ".join(line.split()) for line in tool("inspect", tmp_path / "a").out.splitlines()]
+    assert {"groups 2", "lr [0.1, 0.2]", "momentum 0.9"} <= set(shown)
+
+
+def test_long_value_shows_both_of_its_ends(tmp_path: Path, tool: Any) -> None:
+    path = "/home/somebody/" + "very_long_name/" * 5 + "epoch=3.ckpt"
+    write_checkpoint({"state_dict": {}, "hyper_parameters": {"init_from": path}}, tmp_path / "a")
+    shown = tool("inspect", tmp_path / "a").out
+    assert path not in shown
+    assert "/home/somebody/" in shown
+    assert "epoch=3.ckpt" in shown
+    assert path in tool("inspect", tmp_path / "a", "--all").out
+
+
 def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path: Path, tool: Any) -> None:
     write_checkpoint({"state_dict": {"[bold]w[/bold]": torch.zeros(1)}}, tmp_path / "a.ckpt")
     assert "[bold]w[/bold]" in tool("inspect", tmp_path / "a.ckpt").out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from fulgur.checkpoint.newest import find_newest
+from fulgur.checkpoint.tools.pruning import plan
 from fulgur.checkpoint.write import write_checkpoint
 
 
@@ -81,12 +83,58 @@ def test_json_tells_every_file_with_its_reason(folder: Path, tool: Any) -> None:
     assert data["freed_bytes"] == sum((folder / f"epoch={epoch}.ckpt").stat().st_size for epoch in (0, 1))
 
 
-def test_newest_whole_file_stays_even_if_none_is_to_be_kept(folder: Path, tool: Any) -> None:
+def test_to_keep_none_is_an_error_that_tells_the_way_out(
+    folder: Path, tool: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        tool("prune", folder, "--keep-last", 0)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "0 would leave nothing to resume from. Use 1 or more; to be rid of all files, delete the directory." in said
+    with pytest.raises(ValueError, match="0 would leave nothing to resume from"):
+        plan(str(folder), keep_last=0)
+    assert len(names(folder)) == 3
+
+
+def test_damaged_newest_stays_beside_the_newest_whole_file(folder: Path, tool: Any) -> None:
     cut(folder / "epoch=2.ckpt")
-    said = tool("prune", folder, "--keep-last", 0)
+    said = tool("prune", folder, "--keep-last", 1)
     assert said.code == 0
     assert names(folder) == ["epoch=1.ckpt", "epoch=2.ckpt"]
     assert "truncated, to be looked at" in said.out or "damaged, to be looked at" in said.out
+
+
+def test_last_beside_its_twin_counts_as_one(folder: Path, tool: Any) -> None:
+    content = torch.load(folder / "epoch=2.ckpt", weights_only=True)
+    content["callbacks"] = {}  # saved a moment later, as with save_last=True: not the same bytes
+    write_checkpoint(content, folder / "last.ckpt")
+    said = tool("prune", folder, "--keep-last", 2)
+    assert names(folder) == ["epoch=1.ckpt", "epoch=2.ckpt", "last.ckpt"]
+    assert "of the same moment as last.ckpt" in said.out
+
+
+def test_copy_of_a_file_under_any_name_counts_with_it_as_one(folder: Path, tool: Any) -> None:
+    shutil.copy(folder / "epoch=2.ckpt", folder / "kept.ckpt")
+    tool("prune", folder, "--keep-last", 2)
+    assert names(folder) == ["epoch=1.ckpt", "epoch=2.ckpt", "kept.ckpt"]
+
+
+def test_file_of_another_run_with_as_many_steps_counts_for_itself(folder: Path, tool: Any) -> None:
+    content = torch.load(folder / "epoch=2.ckpt", weights_only=True)
+    content["state_dict"]["into.weight"] = content["state_dict"]["into.weight"] + 1
+    write_checkpoint(content, folder / "epoch=2-v1.ckpt")
+    tool("prune", folder, "--keep-last", 2)
+    assert names(folder) == ["epoch=2-v1.ckpt", "epoch=2.ckpt"]
+
+
+def test_damaged_twin_is_set_aside(folder: Path, tool: Any) -> None:
+    content = bytearray((folder / "epoch=2.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "last.ckpt").write_bytes(content)
+    os.utime(folder / "last.ckpt", (0, 0))
+    said = tool("prune", folder, "--keep-last", 1)
+    assert names(folder) == ["epoch=2.ckpt", "last.ckpt"]
+    assert "damaged, to be looked at" in said.out
 
 
 def test_damaged_files_do_not_count(folder: Path, tool: Any) -> None:
