@@ -1,4 +1,4 @@
-"""What tests of training code are made with: small models, and counters of what a step costs.
+"""What tests of training code are made with: small models, ranks, and counters of what a step costs.
 
 Example:
     >>> from fulgur import Trainer
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from fulgur.testing.calls import CallCount, calls_per_step, count_calls
     from fulgur.testing.host_reads import HostRead, count_host_reads, forbid_host_reads
+    from fulgur.testing.ranks import run_ranks
 
 _HOMES = {
     "BoringDataModule": "boring",
@@ -35,6 +36,7 @@ _HOMES = {
     "count_calls": "calls",
     "count_host_reads": "host_reads",
     "forbid_host_reads": "host_reads",
+    "run_ranks": "ranks",
 }
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "count_calls",
     "count_host_reads",
     "forbid_host_reads",
+    "run_ranks",
 ]
 
 
