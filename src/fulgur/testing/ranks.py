@@ -181,9 +181,9 @@ class _World:
     def _receive(self, until: float) -> bool:
         """Take what has come by then. Returns whether anything has."""
         open_pipes = {pipe: rank for rank, pipe in enumerate(self.pipes) if rank not in self.answers}
-        ready = connection.wait(list(open_pipes), timeout=max(0.0, until - time.monotonic()))
+        ready: list[Any] = connection.wait(list(open_pipes), timeout=max(0.0, until - time.monotonic()))
         for pipe in ready:
-            rank = open_pipes[pipe]  # type: ignore[index]
+            rank = open_pipes[pipe]
             try:
                 self.answers[rank] = pickle.loads(pipe.recv_bytes())
             except (EOFError, ConnectionResetError):
