@@ -40,6 +40,7 @@ from fulgur.loops.own_steps import closure_step, manual_backward
 from fulgur.loops.plan import StepPlan, Update
 from fulgur.metrics import MetricLog
 from fulgur.optim.clip import scale_gradients
+from fulgur.optim.nodes import gradient_nodes_kept
 from fulgur.progress import Progress
 
 
@@ -113,8 +114,9 @@ class FitLoop:
         self.call(self.hooks.on_train_start, scopes.train_start)
         if self.before_epochs is not None:
             self.before_epochs()
-        while not self.is_done():
-            self._epoch()
+        with gradient_nodes_kept(self.plan.optimizers):
+            while not self.is_done():
+                self._epoch()
         self.call(self.hooks.on_train_end, None)
 
     def is_done(self) -> bool:

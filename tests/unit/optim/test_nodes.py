@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import gc
+import weakref
+
+import torch
+from torch import nn
+
+from fulgur.optim.nodes import gradient_nodes_kept
+
+
+def has_met(parameter: nn.Parameter) -> bool:
+    """Whether the node in which a graph of `parameter` ends was met before; marks it."""
+    node = (parameter * 1).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+    was_met = "met" in node.metadata
+    node.metadata["met"] = True
+    return was_met
+
+
+def test_every_graph_ends_in_the_same_node_of_a_parameter() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+
+    with gradient_nodes_kept([torch.optim.SGD([parameter], lr=0.1)]):
+        met = [has_met(parameter) for _ in range(3)]
+
+    assert met == [False, True, True]
+    assert not has_met(parameter)
+
+
+def test_a_parameter_that_is_frozen_is_left_out() -> None:
+    parameters = [nn.Parameter(torch.ones(2), requires_grad=False), nn.Parameter(torch.ones(2))]
+
+    with gradient_nodes_kept([torch.optim.SGD(parameters, lr=0.1)]):
+        parameters[0].requires_grad_(True)
+        met = [[has_met(p) for p in parameters] for _ in range(2)]
+
+    assert met == [[False, False], [False, True]]
+
+
+def test_parameters_are_free_afterwards() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    lives = weakref.ref(parameter)
+    gc.disable()
+    try:
+        with gradient_nodes_kept([torch.optim.SGD([parameter], lr=0.1)]):
+            del parameter
+            gc.collect()
+        gc.collect()
+        assert lives() is None
+    finally:
+        gc.enable()
