@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 
 import fulgur
+from fulgur.checkpoint.load import load_checkpoint
+from fulgur.errors import CheckpointError
 
 DATA = Path(__file__).parent / "data"
 VERSIONS = sorted(path.name for path in DATA.iterdir())
+BEFORE_1_5 = ("1.0.8", "1.2.10", "1.4.9")
 FILES = sorted(f"{path.parent.name}/{path.stem}" for path in DATA.glob("*/*.ckpt") if path.stem != "weights")
 
 
@@ -32,7 +36,7 @@ def resumed(workload: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def holds_position(file: str) -> bool:
     """Whether files of this version tell the place in the epoch: before 1.6 they name the next epoch instead."""
-    return not file.startswith("1.5.")
+    return not file.startswith((*BEFORE_1_5, "1.5."))
 
 
 @pytest.fixture
@@ -171,7 +175,7 @@ def test_loader_with_a_position_of_its_own_gets_it_from_the_file(workload: Any, 
     assert seen == [batches[2][0][0, 0].item()]  # one more of the epoch's four, from where the loader stood
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", [version for version in VERSIONS if version not in BEFORE_1_5])
 def test_ranking_of_checkpoints_goes_on_in_the_same_directory(
     version: str, workload: Any, tmp_path: Path, expected: Any
 ) -> None:
@@ -193,3 +197,17 @@ def test_weights_only_file_loads_and_does_not_resume(version: str, workload: Any
     assert type(module).load_from_checkpoint(path).hparams.width == 4
     with pytest.raises(KeyError, match="weights"):
         trainer.fit(module, *workload.loaders(), ckpt_path=path)
+
+
+@pytest.mark.parametrize("version", BEFORE_1_5)
+def test_keys_of_callbacks_are_classes_of_a_package_that_need_not_be_there(version: str) -> None:
+    callbacks = load_checkpoint(DATA / version / "epoch_end.ckpt")["callbacks"]
+    assert sorted(key.names_callback for key in callbacks) == ["EarlyStopping", "ModelCheckpoint"]
+
+
+@pytest.mark.parametrize("version", BEFORE_1_5)
+def test_missing_package_is_named_where_its_classes_are_wanted(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
+    with pytest.raises(CheckpointError, match=r"epoch_end\.ckpt.*Install the package 'pytorch_lightning'") as caught:
+        load_checkpoint(DATA / version / "epoch_end.ckpt", weights_only=False)
+    assert "damaged" not in str(caught.value)

@@ -19,6 +19,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "accumulating": {"accumulate_grad_batches": 2},
     "manual": {},
 }
+OF_TODAY = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False}
+OF_BEFORE_1_5 = {"progress_bar_refresh_rate": 0, "weights_summary": None}
 # Name of a file: the run it is of, the hook it is saved in, the epoch, and the batches of that epoch behind it.
 FILES: dict[str, tuple[str, str, int, int]] = {
     "epoch_end": ("automatic", "on_train_epoch_end", 1, 4),
@@ -83,16 +85,17 @@ def loaders() -> list[Any]:
     ]
 
 
-def build_trainer(pl: Any, run: str, directory: Any, extra: Iterable[Any] = ()) -> Any:
+def is_before_1_5(pl: Any) -> bool:
+    """Whether it is a Lightning whose Trainer has other arguments than today's."""
+    return pl.__name__ != "fulgur" and pl.__version__.startswith(("1.0.", "1.1.", "1.2.", "1.3.", "1.4."))
+
+
+def build_trainer(pl: Any, run: str, directory: Any, extra: Iterable[Any] = (), **resumed: Any) -> Any:
     """A Trainer with EarlyStopping and ModelCheckpoint; `extra` callbacks come after them."""
     callbacks = pl.callbacks
     return pl.Trainer(
         max_epochs=MAX_EPOCHS,
-        accelerator="cpu",
-        devices=1,
         logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=str(directory),
         callbacks=[
@@ -100,7 +103,8 @@ def build_trainer(pl: Any, run: str, directory: Any, extra: Iterable[Any] = ()) 
             callbacks.ModelCheckpoint(dirpath=str(directory), monitor="val_loss", save_top_k=2),
             *extra,
         ],
-        **RUNS[run],
+        **(OF_BEFORE_1_5 if is_before_1_5(pl) else OF_TODAY),
+        **{**RUNS[run], **resumed},
     )
 
 
@@ -131,7 +135,8 @@ def recorder(pl: Any) -> Any:
 
 def snapshot(trainer: Any, module: Any) -> dict[str, Any]:
     """All that a resumed run must have back, in plain form."""
-    stopping, best = trainer.early_stopping_callback, trainer.checkpoint_callback
+    stopping = next(c for c in trainer.callbacks if type(c).__name__ == "EarlyStopping")
+    best = trainer.checkpoint_callback
     optimizer = trainer.optimizers[0]
     if hasattr(trainer, "lr_scheduler_configs"):
         scheduler = trainer.lr_scheduler_configs[0].scheduler
@@ -183,6 +188,8 @@ def saver(pl: Any, run: str, directory: Any) -> Any:
                 if moment == (run, hook, trainer.current_epoch, self.n_batches):
                     trainer.save_checkpoint(directory / f"{name}.ckpt")
 
+    if is_before_1_5(pl):  # which passes the outputs of the epoch, too
+        Saver.on_train_epoch_end = lambda self, trainer, *_: self._save(trainer, "on_train_epoch_end")
     return Saver()
 
 
@@ -201,8 +208,12 @@ def resume(pl: Any, run: str, path: Any, directory: Any) -> dict[str, Any]:
     module, recorded = build_module(pl, run), recorder(pl)
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
-    trainer = build_trainer(pl, run, directory, [recorded])
-    trainer.fit(module, *loaders(), ckpt_path=str(path))
+    if is_before_1_5(pl):
+        trainer = build_trainer(pl, run, directory, [recorded], resume_from_checkpoint=str(path))
+        trainer.fit(module, *loaders())
+    else:
+        trainer = build_trainer(pl, run, directory, [recorded])
+        trainer.fit(module, *loaders(), ckpt_path=str(path))
     return {
         "start": recorded.start,
         "batches": [list(pair) for pair in recorded.batches],

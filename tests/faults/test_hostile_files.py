@@ -6,6 +6,7 @@ import builtins
 import contextlib
 import dataclasses
 import enum
+import gzip
 import importlib
 import io
 import os
@@ -271,6 +272,18 @@ def plain_pickle(content: Any) -> bytes:
     return pickle.dumps(content)
 
 
+def pickle_of_python_2(content: Any) -> bytes:
+    return pickle.dumps(content, protocol=0)
+
+
+def gzipped(content: Any) -> bytes:
+    return gzip.compress(_saved(content))
+
+
+def gzipped_pickle(content: Any) -> bytes:
+    return gzip.compress(pickle.dumps(content))
+
+
 def tar(content: Any) -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
@@ -304,8 +317,11 @@ def torchscript(content: Any) -> bytes:
 
 FORMATS: dict[str, tuple[Callable[[Any], bytes], str]] = {
     "torch of before 1.6": (legacy, r"wants posix\.mkdir"),
-    "plain pickle": (plain_pickle, "is no checkpoint"),
-    "tar": (tar, "is no checkpoint"),
+    "plain pickle": (plain_pickle, r"is no checkpoint: it is a plain pickle.*; it wants posix\.mkdir\."),
+    "plain pickle of Python 2": (pickle_of_python_2, r"is a plain pickle.*; it wants .*posix\.mkdir"),
+    "tar": (tar, r"is no checkpoint: it is in torch's tar format of before 2017; it wants posix\.mkdir\."),
+    "gzip": (gzipped, r"is no checkpoint: it is compressed with gzip, and a zip archive inside"),
+    "pickle in gzip": (gzipped_pickle, r"is compressed with gzip, and a plain pickle inside; it wants posix\.mkdir\."),
     "compressed zip": (compressed, "compressed archive"),
     "TorchScript": (torchscript, "TorchScript archive"),
 }

@@ -119,9 +119,10 @@ class EarlyStopping(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what the state holds: in files of before version 0.10 of the layout not all of it."""
         self.wait_count = state_dict["wait_count"]
-        self.stopped_epoch = state_dict["stopped_epoch"]
-        self.best_score = _on_cpu(state_dict["best_score"])
+        self.stopped_epoch = state_dict.get("stopped_epoch", self.stopped_epoch)
+        self.best_score = _on_cpu(state_dict.get("best_score", self.best_score))
         self.patience = state_dict["patience"]
         self.stopping_reason = EarlyStoppingReason(state_dict.get("stopping_reason", 0))
         self.stopping_reason_message = state_dict.get("stopping_reason_message")

@@ -79,6 +79,8 @@ def _unpickle(
     except pickle.UnpicklingError as error:
         wanted = _find_wanted(file, error) if safe else []
         raise (_refused(location, wanted) if wanted else _unreadable(location, error)) from error
+    except (ImportError, AttributeError) as error:
+        raise (_unreadable if safe else _not_found)(location, error) from error
     except Exception as error:
         raise _unreadable(location, error) from error
     if not isinstance(content, dict):
@@ -148,6 +150,18 @@ def _unreadable(location: str, error: Exception) -> CheckpointError:
         )
     return CheckpointError(
         f"{location!r} cannot be read: it is damaged, cut short, or no checkpoint ({type(error).__name__}: {cause})."
+    )
+
+
+def _not_found(location: str, error: ImportError | AttributeError) -> CheckpointError:
+    """For a file that wants a class or a function of code that is not here: it is whole."""
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    way_out = "Open it with the versions of the code and the packages that it was saved with"
+    if missing:
+        way_out = f"Install the package {missing!r}, or make it importable"
+    return CheckpointError(
+        f"{location!r} names classes or functions that are not found here: {error}. The file itself may be whole. "
+        f"{way_out}; or try without weights_only=False: most files of Lightning open as plain data."
     )
 
 

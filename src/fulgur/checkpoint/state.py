@@ -25,6 +25,13 @@ from fulgur.rng import capture_rng
 
 FORMAT_VERSION = 1
 _EARLIER_SETTING = re.compile(r", 'save_on_train_epoch_end': \w+")
+# By key at the top, where it stood before version 0.10 had a place for callbacks: the callback's class, and its key.
+EARLY_STATES = {
+    "checkpoint_callback_best_model_score": ("ModelCheckpoint", "best_model_score"),
+    "checkpoint_callback_best_model_path": ("ModelCheckpoint", "best_model_path"),
+    "early_stop_callback_wait": ("EarlyStopping", "wait_count"),
+    "early_stop_callback_patience": ("EarlyStopping", "patience"),
+}
 # The version whose layout this is; a reader of that layout demands the key.
 LAYOUT_VERSION = "2.6.0"
 VERSION_KEY = "pytorch-lightning_version"
@@ -86,7 +93,8 @@ def build_checkpoint(contents: Contents, *, weights_only: bool = False) -> dict[
     if not weights_only:
         checkpoint["fulgur"]["rng"] = capture_rng()  # waits for the device
         if contents.capture_epoch is not None:
-            checkpoint["fulgur"]["running"] = contents.capture_epoch()
+            checkpoint["fulgur"]["running"] = running = contents.capture_epoch()
+            _add_loader_states(checkpoint, running)
     for owner in (module, contents.datamodule):
         if owner is not None:
             _add_hparams(checkpoint, owner)
@@ -103,6 +111,13 @@ def build_checkpoint(contents: Contents, *, weights_only: bool = False) -> dict[
     module.on_save_checkpoint(checkpoint)
     _make_additions_plain(checkpoint, ours)
     return checkpoint
+
+
+def _add_loader_states(checkpoint: dict[str, Any], running: Mapping[str, Any]) -> None:
+    """Loaders that keep their own position have it where other readers of the layout look for it."""
+    states = [loader["loader"] for loader in running["loaders"] if "loader" in loader]
+    if states:
+        checkpoint["loops"]["fit_loop"]["state_dict"] = {"combined_loader": states}
 
 
 def _make_additions_plain(checkpoint: dict[str, Any], ours: dict[str, int]) -> None:
@@ -191,7 +206,7 @@ def restore_model(checkpoint: dict[str, Any], contents: Contents, *, source: obj
         state = checkpoint.get(type(contents.datamodule).__qualname__)
         if state:
             contents.datamodule.load_state_dict(from_plain(copy.deepcopy(state)))
-    states = checkpoint.get("callbacks") or {}
+    states = checkpoint.get("callbacks") or early_callback_states(checkpoint)
     for callback in contents.callbacks:
         found = from_plain(copy.deepcopy(_state_of(callback, states)))
         call_on_load(callback, trainer, module, checkpoint, found)
@@ -199,6 +214,15 @@ def restore_model(checkpoint: dict[str, Any], contents: Contents, *, source: obj
         found = _state_of(callback, states)
         if found:
             callback.load_state_dict(from_plain(copy.deepcopy(found)))
+
+
+def early_callback_states(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """States of callbacks that a file of before 0.10 has at its top, by class name; part of what they hold today."""
+    states: dict[str, dict[str, Any]] = {}
+    for key, (callback, name) in EARLY_STATES.items():
+        if key in checkpoint:
+            states.setdefault(callback, {})[name] = checkpoint[key]
+    return states
 
 
 def _state_of(callback: Callback, states: Mapping[Any, Any]) -> Any:

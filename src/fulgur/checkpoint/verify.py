@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, Literal
 
+from fulgur.checkpoint.foreign import identify
 from fulgur.checkpoint.location import is_remote, local_path, open_filesystem
 from fulgur.checkpoint.seal import END_OF_ARCHIVE, END_SIZE, TAIL_SIZE, Seal, read_seal
 from fulgur.errors import CheckpointError
@@ -37,11 +38,13 @@ class Verdict:
             lacks its end. ``"damaged"`` has other bytes than were written. ``"foreign"`` never was a checkpoint.
         reason: The same as a clause to follow "it", for example ``"is cut short: ..."``.
         seal: What the file says about itself; only where it is whole.
+        way_out: What to do where it is of no use: whole sentences.
     """
 
     kind: Kind
     reason: str
     seal: Seal | None = None
+    way_out: str = "Use another checkpoint."
 
     @property
     def is_usable(self) -> bool:
@@ -97,7 +100,7 @@ def require_whole(file: IO[bytes], location: str, *, reads_all: bool = True) -> 
     """Raise a `CheckpointError` that names `location` unless `file` is whole. Leaves it at its beginning."""
     verdict = examine(file, reads_all=reads_all)
     if not verdict.is_usable:
-        raise CheckpointError(f"{location!r} {verdict.reason}. Use another checkpoint.")
+        raise CheckpointError(f"{location!r} {verdict.reason}. {verdict.way_out}")
     file.seek(0)
 
 
@@ -133,7 +136,10 @@ def examine(file: IO[bytes], *, reads_all: bool = True) -> Verdict:
     if not head.startswith(_ZIP_ENTRY):
         if has_end:
             return Verdict("damaged", "is damaged: its first bytes are not those of a zip archive, its last ones are")
-        return Verdict("foreign", f"is no checkpoint: it begins with {head[:8]!r}")
+        found = identify(file)
+        if found is None:
+            return Verdict("foreign", f"is no checkpoint: it begins with {head[:8]!r}")
+        return Verdict("foreign", f"is no checkpoint: it is {found.is_a}", way_out=found.way_out)
     if tail[-END_SIZE:].startswith(END_OF_ARCHIVE) and tail.endswith(b"\0\0"):
         return _examine_archive(file, size, reads_all=reads_all)
     if has_end:

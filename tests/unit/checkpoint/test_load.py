@@ -6,6 +6,7 @@ import argparse
 import decimal
 import fractions
 import os
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -104,3 +105,19 @@ def test_file_without_a_dict_is_no_checkpoint(tmp_path: Path) -> None:
     torch.save([1], tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match="holds a list"):
         load_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_class_of_a_missing_package_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint({"a": fractions.Fraction(1, 2)}, tmp_path / "a.ckpt")
+    monkeypatch.setitem(sys.modules, "fractions", None)
+    with pytest.raises(CheckpointError, match=r"a\.ckpt.*not found here.*Install the package 'fractions'") as caught:
+        load_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    assert "damaged" not in str(caught.value)
+
+
+def test_class_that_a_module_has_no_more_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint({"a": fractions.Fraction(1, 2)}, tmp_path / "a.ckpt")
+    monkeypatch.delattr(fractions, "Fraction")
+    with pytest.raises(CheckpointError, match=r"a\.ckpt.*Fraction.*versions of the code and the packages") as caught:
+        load_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    assert "damaged" not in str(caught.value)

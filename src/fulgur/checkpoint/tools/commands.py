@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fulgur.checkpoint.tools import averaging, comparison, conversion, inspection, pruning, verification
 from fulgur.checkpoint.tools.command import Command, Outcome
 from fulgur.checkpoint.tools.show import print_json, print_shown
-from fulgur.errors import CheckpointRefusedError, FulgurError
+from fulgur.errors import FulgurError
 
 COMMANDS: tuple[Command, ...] = (
     inspection.COMMAND,
@@ -56,9 +56,9 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m fulgu
 
 def _text_of(error: Exception) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    if isinstance(error, CheckpointRefusedError):
-        return text.replace("pass weights_only=False", "add --trust")
-    return text
+    return text.replace("pass weights_only=False", "add --trust").replace(
+        "without weights_only=False", "without --trust"
+    )
 
 
 def _build_parser(prog: str) -> ArgumentParser:

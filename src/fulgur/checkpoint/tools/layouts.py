@@ -9,11 +9,13 @@ from typing import Any
 
 from fulgur.checkpoint.plain import TAG, from_plain, to_plain
 from fulgur.checkpoint.state import (
+    EARLY_STATES,
     FORMAT_VERSION,
     LAYOUT_VERSION,
     VERSION_KEY,
     Contents,
     build_loops,
+    early_callback_states,
     ends_epoch,
     restore_progress,
 )
@@ -30,13 +32,6 @@ _RENAMED = {
 }
 # Made of tensors and numbers only, in every version.
 TENSORS = ("state_dict", "optimizer_states", "lr_schedulers", "loops")
-# What stood at the top before version 0.10 had a place for callbacks.
-_EARLY_STATES = {
-    "checkpoint_callback_best_model_score": ("ModelCheckpoint", "best_model_score"),
-    "checkpoint_callback_best_model_path": ("ModelCheckpoint", "best_model_path"),
-    "early_stop_callback_wait": ("EarlyStopping", "wait_count"),
-    "early_stop_callback_patience": ("EarlyStopping", "patience"),
-}
 # Of a library that has ended; its state says nothing to anything else.
 _DROPPED = ("amp_scaling_state",)
 # These tagged values have types that every reader of plain checkpoints knows.
@@ -60,9 +55,9 @@ def to_current(content: Mapping[str, Any]) -> dict[str, Any]:
     current["callbacks"] = {key_name(key): state for key, state in dict(content.get("callbacks") or {}).items()}
     if isinstance(current.get("hyper_parameters"), Namespace):
         current["hyper_parameters"] = vars(current["hyper_parameters"])
-    for key, (callback, name) in _EARLY_STATES.items():
-        if key in current:
-            current["callbacks"].setdefault(callback, {})[name] = current.pop(key)
+    for name, state in early_callback_states(content).items():
+        current["callbacks"].setdefault(name, {}).update(state)
+    current = {key: value for key, value in current.items() if key not in EARLY_STATES}
     if "optimizer_states" not in content and not current["callbacks"]:
         del current["callbacks"]
     if version < (2, 0):

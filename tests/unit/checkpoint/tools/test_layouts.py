@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from fulgur.checkpoint.load import load_checkpoint
 from fulgur.checkpoint.tools.layouts import progress_of, to_common, to_current
 from fulgur.checkpoint.tools.source import open_file
 
@@ -25,7 +26,7 @@ def converted(file: str, tool: Any, tmp_path: Path) -> dict[str, Any]:
 def test_file_of_every_version_is_found_to_be_one_and_converted(file: str, tool: Any, tmp_path: Path) -> None:
     assert open_file(str(DATA / file)).kind == "lightning"
     content = converted(file, tool, tmp_path)
-    assert content["fulgur"]["progress"] == progress_of(torch.load(DATA / file, weights_only=True)).state_dict()
+    assert content["fulgur"]["progress"] == progress_of(load_checkpoint(DATA / file)).state_dict()
     assert "epoch_loop.automatic_optimization.state_dict" in content["loops"]["fit_loop"]
 
 
