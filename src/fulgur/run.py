@@ -86,6 +86,7 @@ def fit(trainer: Trainer, call: Call) -> None:
         loop.progress.restart_epoch()
         if checkpoint is not None:
             checkpoint_state.restore_training(checkpoint, contents_of(trainer))
+        trainer.strategy.wrap_training(module)  # all ranks must reach this
         settle_epochs(trainer)
         module.zero_grad()
         with watch_signals(trainer, loop, trainer._val_loop), _anomaly(trainer):
@@ -128,6 +129,7 @@ def evaluate(trainer: Trainer, call: Call) -> list[dict[str, float]]:
         _start(trainer, call)
         load(trainer, call)
         _place(trainer)
+        trainer.strategy.prepare_evaluation(trainer.lightning_module)  # all ranks must reach this
         _log_hyperparameters(trainer)
         feed = load_evaluation(trainer, call, name, loop)
         if sum(feed.n_batches) == 0:
@@ -160,6 +162,7 @@ def predict(trainer: Trainer, call: Call, *, returns: bool) -> list[Any] | None:
         _start(trainer, call)
         load(trainer, call)
         _place(trainer)
+        trainer.strategy.prepare_evaluation(module)  # all ranks must reach this
         _log_hyperparameters(trainer)
         loop.metrics = trainer.metrics
         loop.feed = eval_feed(trainer, call, "predict")

@@ -238,7 +238,7 @@ def step_of(
     context = precision.step_context()
     if context is not None:
         step = _under(context, step)
-    return strategy.wrap_step(step)
+    return strategy.wrap_step(step, name=name)
 
 
 def _with_arguments(step: Callable[..., Any], name: str, passes_loader_idx: bool) -> Callable[..., Any]:

@@ -1,6 +1,24 @@
-"""Where the processes of a run are and how they talk: one device today, several processes by subclass."""
+"""Where the processes of a run are and how they talk: one device, or many by DistributedDataParallel and others."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fulgur.strategies.registry import StrategyRegistry
 from fulgur.strategies.single_device import SingleDeviceStrategy
 from fulgur.strategies.strategy import Strategy
 
-__all__ = ["SingleDeviceStrategy", "Strategy"]
+if TYPE_CHECKING:
+    from fulgur.strategies.ddp import DDPStrategy
+    from fulgur.strategies.parallel import ParallelStrategy
+
+_HOMES = {"DDPStrategy": "ddp", "ParallelStrategy": "parallel"}
+
+__all__ = ["DDPStrategy", "ParallelStrategy", "SingleDeviceStrategy", "Strategy", "StrategyRegistry"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fulgur.checkpoint.io import CheckpointIO, TorchCheckpointIO
 from fulgur.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from fulgur.launch.environments import ClusterEnvironment
+    from fulgur.launch.launcher import Launcher
 
 
 class Strategy(ABC):
@@ -24,7 +28,15 @@ class Strategy(ABC):
         optimizers: Set by the run, for user code that looks here.
         lr_scheduler_configs: Likewise.
         checkpoint_io: Writes, reads and deletes checkpoints; a plugin of the Trainer may take its place.
+        parallel_devices: Device of each process of this machine. Set by the Trainer unless given.
+        num_nodes: Machines. Set by the Trainer.
+        cluster_environment: Says which of the processes this one is; None on one process.
+        launcher: Starts the other processes; None where there are none, or something else has started them.
+        sync_batchnorm: Whether batch norm layers see the batches of all ranks in training. Set by the Trainer.
+        forward_is_collective: Whether a forward pass waits for the other ranks, so that all need the same number.
     """
+
+    forward_is_collective: bool = False
 
     def __init__(self) -> None:
         self.model: nn.Module | None = None
@@ -32,6 +44,11 @@ class Strategy(ABC):
         self.optimizers: list[Any] = []
         self.lr_scheduler_configs: list[Any] = []
         self.checkpoint_io: CheckpointIO = TorchCheckpointIO()
+        self.parallel_devices: list[torch.device] = []
+        self.num_nodes = 1
+        self.cluster_environment: ClusterEnvironment | None = None
+        self.launcher: Launcher | None = None
+        self.sync_batchnorm = False
 
     # ------------------------------------------------------------------------------------------- the processes
 
@@ -65,15 +82,72 @@ class Strategy(ABC):
         """Whether this process writes files and prints."""
         return self.global_rank == 0
 
+    @property
+    def is_distributed(self) -> bool:
+        """Whether there is more than one process."""
+        return self.world_size > 1
+
+    @property
+    def data_rank(self) -> int:
+        """Rank among the processes that see different data."""
+        return self.global_rank
+
+    @property
+    def data_size(self) -> int:
+        """Number of processes, or groups of them, that see different data."""
+        return self.world_size
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int] | None:
+        """Arguments of a `DistributedSampler` for this process; None on one process."""
+        return {"num_replicas": self.data_size, "rank": self.data_rank} if self.is_distributed else None
+
+    def set_up_environment(self) -> None:
+        """Join the other processes. Called in each process before anything else of a run; again does nothing.
+
+        All ranks must reach this.
+        """
+
+    @property
+    def store(self) -> Any:
+        """A key-value store that all ranks share, with keys of the caller's choice; None on one process.
+
+        A thread that waits on it holds up the others of its process: `open_store` gives a thread its own.
+        """
+        return None
+
+    def open_store(self, name: str) -> Any:
+        """A key-value store that all ranks share, with keys of its own; None on one process.
+
+        The object may be used by one thread at a time. All ranks must ask for the same names in the same order: asked
+        again, a name stands for another, empty store.
+        """
+        return None
+
     # ------------------------------------------------------------------------------------------------ the model
 
     @abstractmethod
     def setup_module(self, module: Any) -> nn.Module:
         """Place `module` on the device and wrap it. Returns what is kept as `model`."""
 
-    def wrap_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """`step`, a method of the module, routed through the wrapper that synchronises gradients."""
+    def wrap_step(self, step: Callable[..., Any], *, name: str = "training_step") -> Callable[..., Any]:
+        """`step`, the method `name` of the module, routed through the wrapper that synchronises gradients.
+
+        Called before `wrap_training`; what is returned is called after it.
+        """
         return step
+
+    def wrap_training(self, module: Any) -> None:
+        """Make `module` ready to train, with its optimizers built and everything restored. All ranks must reach this.
+
+        The weights of rank 0 are those of all ranks from here on.
+        """
+
+    def prepare_evaluation(self, module: Any) -> None:
+        """Make `module` ready to be evaluated without having been trained. All ranks must reach this.
+
+        The weights of rank 0 are those of all ranks from here on.
+        """
 
     def set_grad_sync(self) -> Callable[[bool], None] | None:
         """A function that turns gradient reduction on or off; None where there is nothing to reduce."""
@@ -100,6 +174,14 @@ class Strategy(ABC):
     def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
         """`tensor` of all ranks, stacked along a new first dimension; unchanged on one process."""
 
+    def all_gather_object(self, obj: Any) -> list[Any]:
+        """`obj` of each rank, in their order, on all ranks. Objects are pickled. All ranks must reach this."""
+        return [obj]
+
+    def gather_object(self, obj: Any) -> list[Any] | None:
+        """`obj` of each rank, in their order, on rank 0; None on the others. All ranks must reach this."""
+        return [obj]
+
     def all_gather_nested(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
         """`all_gather` of every tensor in a nesting of lists, tuples and dicts."""
         if self.world_size == 1:
@@ -118,6 +200,28 @@ class Strategy(ABC):
             return bool(decision)
         votes = int(self.reduce(torch.tensor(int(decision), device=self.root_device), reduce_op="sum"))
         return votes == self.world_size if all else votes > 0
+
+    # ------------------------------------------------------------------------------------------------- states
+
+    def model_state(self, module: nn.Module) -> dict[str, Any]:
+        """State of `module` as it is saved: whole tensors under its own names. All ranks must reach this.
+
+        What is returned counts on rank 0; elsewhere it may be empty.
+        """
+        return module.state_dict()
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """State of `optimizer` as it is saved. All ranks must reach this; what is returned counts on rank 0."""
+        state: dict[str, Any] = optimizer.state_dict()
+        return state
+
+    def load_model_state(self, module: nn.Module, state: Mapping[str, Any], *, strict: bool = True) -> Any:
+        """Load what `model_state` of any strategy returned. Returns what ``load_state_dict`` does."""
+        return module.load_state_dict(state, strict=strict)
+
+    def load_optimizer_state(self, optimizer: Any, state: Mapping[str, Any]) -> None:
+        """Load what `optimizer_state` of any strategy returned."""
+        optimizer.load_state_dict(state)
 
     # ------------------------------------------------------------------------------------------------- files
 

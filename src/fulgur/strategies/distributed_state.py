@@ -1,0 +1,139 @@
+"""States whose tensors are spread over ranks (DTensors), to and from states of whole tensors.
+
+Parameters keep their names and their order in the optimizers when they are sharded, so a state of whole tensors is the
+same from any strategy: files of one are files of all.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def gather_state(state: Mapping[str, Any], *, is_kept: bool) -> dict[str, Any]:
+    """`state` with whole tensors on the host in the place of distributed ones. All ranks must reach this.
+
+    One tensor at a time is whole on the device.
+
+    Args:
+        state: Of a module or an optimizer.
+        is_kept: Whether this rank wants the result; without, it gets an empty dict.
+    """
+    from torch.distributed.tensor import DTensor
+
+    def gather(value: Any) -> Any:
+        if not isinstance(value, DTensor):
+            return value
+        whole = value.detach().full_tensor()  # all ranks must reach this
+        return whole.cpu() if is_kept else None  # waits for the device
+
+    gathered = map_leaves(state, gather)
+    return dict(gathered) if not is_kept else gathered if isinstance(gathered, dict) else dict(gathered)
+
+
+def map_leaves(value: Any, function: Any) -> Any:
+    """`value` in new containers of the same kinds, with ``function(leaf)`` for each leaf."""
+    if isinstance(value, dict):
+        copied = copy.copy(value)  # with its attributes, such as `_metadata` of a state_dict
+        for key, item in value.items():
+            copied[key] = map_leaves(item, function)
+        return copied
+    if type(value) in (list, tuple):
+        return type(value)(map_leaves(item, function) for item in value)
+    return function(value)
+
+
+def lay_out(whole: Tensor, like: Any) -> Tensor:
+    """This rank's part of `whole`, as a distributed tensor laid out as `like`. Nothing is sent.
+
+    Args:
+        whole: The same on all ranks.
+        like: A distributed tensor of the same shape.
+    """
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
+    part = whole[tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))]
+    local = part.to(like.to_local().device, copy=True).contiguous()
+    laid: Tensor = DTensor.from_local(
+        local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+    return laid
+
+
+def load_into_module(module: nn.Module, state: Mapping[str, Any], *, strict: bool) -> Any:
+    """``module.load_state_dict`` for a module with distributed parameters, and a state of whole tensors or of parts."""
+    own = module.state_dict()
+    laid = copy.copy(state)
+    for name, value in state.items():
+        laid[name] = _as(value, own.get(name))  # type: ignore[index]
+    return module.load_state_dict(laid, strict=strict)
+
+
+def load_into_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
+    """``optimizer.load_state_dict`` for distributed parameters, and a state of whole tensors or of parts."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    saved = [index for group in state["param_groups"] for index in group["params"]]
+    of_index = dict(zip(saved, parameters, strict=False))  # torch tells of different lengths
+    laid = {
+        index: {name: _as(value, of_index.get(index)) for name, value in entry.items()}
+        if isinstance(entry, dict)
+        else entry
+        for index, entry in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": laid})
+
+
+def _as(value: Any, like: Any) -> Any:
+    """`value` laid out as `like`, where one is whole and the other distributed, and they have one shape."""
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(value, Tensor) or not isinstance(like, Tensor) or value.shape != like.shape:
+        return value
+    if isinstance(like, DTensor) and not isinstance(value, DTensor):
+        return lay_out(value, like)
+    if isinstance(value, DTensor) and not isinstance(like, DTensor):
+        return value.full_tensor()  # all ranks must reach this
+    return value
+
+
+def names_by_optimizer(module: nn.Module, optimizers: list[Any]) -> dict[str, list[str]]:
+    """Names of each optimizer's parameters, by the optimizer's key in a checkpoint: what its state is laid out like."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return {
+        f"optimizer_states.{index}": [names.get(id(p), "") for group in o.param_groups for p in group["params"]]
+        for index, o in enumerate(optimizers)
+    }
+
+
+class OwnLayout:
+    """Says of a tensor in a sharded checkpoint which part this rank wants: that of the parameter it belongs to.
+
+    Args:
+        module: Whose parameters are distributed.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        from torch.distributed.tensor import DTensor
+
+        self._own = {name: value for name, value in module.state_dict().items() if isinstance(value, DTensor)}
+
+    def __call__(self, key: str, shape: torch.Size, shards: Mapping[str, Any]) -> Tensor | None:
+        like = self._own.get(self._parameter_of(key, shards.get("parameters", {})))
+        return like if like is not None and like.shape == shape else None
+
+    @staticmethod
+    def _parameter_of(key: str, parameters: Mapping[str, list[str]]) -> str:
+        """Name of the parameter that the tensor `key` is, or is an optimizer's state of."""
+        if key.startswith("state_dict."):
+            return key.removeprefix("state_dict.")
+        for optimizer, names in parameters.items():
+            if key.startswith(f"{optimizer}.state."):
+                index = key.removeprefix(f"{optimizer}.state.").partition(".")[0]
+                return names[int(index)] if index.isdecimal() and int(index) < len(names) else ""
+        return ""
