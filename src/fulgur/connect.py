@@ -245,7 +245,8 @@ def eval_plan(trainer: Trainer, module: LightningModule, prefix: str, feed: Feed
 
 
 def eval_context(trainer: Trainer) -> Any:
-    return grad_free_context(inference=trainer._settings.inference_mode)
+    # What FSDP2 gathers in inference mode it could not use in training afterwards.
+    return grad_free_context(inference=trainer._settings.inference_mode and not trainer.strategy.forward_is_collective)
 
 
 def _write_metrics(

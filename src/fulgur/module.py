@@ -138,6 +138,11 @@ class LightningModule(HyperparametersMixin, nn.Module):
         return self._trainer.local_rank if self._trainer is not None else 0
 
     @property
+    def device_mesh(self) -> Any:
+        """The strategy's `DeviceMesh`, for ``configure_model``; None where there is none."""
+        return getattr(self._trainer.strategy, "device_mesh", None) if self._trainer is not None else None
+
+    @property
     def logger(self) -> Logger | None:
         """The Trainer's first logger."""
         return self._trainer.logger if self._trainer is not None else None

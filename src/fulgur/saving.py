@@ -38,6 +38,7 @@ def contents_of(trainer: Trainer) -> Contents:
         capture_epoch=partial(capture_epoch, loop, feed, module) if is_fitting and feed is not None else None,
         n_batches=loop.n_batches,
         is_automatic=loop.is_automatic,
+        strategy=trainer.strategy,
     )
 
 

@@ -144,15 +144,29 @@ class AsyncCheckpointIO(CheckpointIO):
         Raises:
             CheckpointError: An earlier write has failed, or there can be no copy; this one has not begun.
         """
+        save = self.checkpoint_io.save_checkpoint
+        self.begin(checkpoint, lambda copied: save(copied, path, storage_options), os.fspath(path))
+
+    def begin(self, content: Any, write: Callable[[Any], None], path: str) -> None:
+        """Copy `content` to the host, and have `write` called with the copy in the thread.
+
+        Args:
+            content: Nested containers with tensors.
+            write: Does not keep what it is given.
+            path: For messages.
+
+        Raises:
+            CheckpointError: As for `save_checkpoint`.
+        """
         self.settle()
         if not self._has_begun:
             self._stage.take_back()
         copied: queue.SimpleQueue[Any] = queue.SimpleQueue()
         # order matters: a thread that starts keeps the interpreter busy; this one then waits for the copy
-        self._put(partial(self._write, copied, path, storage_options))
+        self._put(partial(self._write, copied, write))
         staged = None
         try:
-            staged = self._copy(checkpoint, path)
+            staged = self._copy(content, path)
         finally:
             copied.put(staged)
         self._has_begun = self._is_together
@@ -223,12 +237,12 @@ class AsyncCheckpointIO(CheckpointIO):
         self._join()
         self._stage.release()
 
-    def _copy(self, checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> Any:
+    def _copy(self, content: Any, path: str) -> Any:
         try:
-            return self._stage.copy(checkpoint)
+            return self._stage.copy(content)
         except Exception as error:
             raise CheckpointError(
-                f"The checkpoint {os.fspath(path)!r} could not be copied to the host, and was not written: "
+                f"The checkpoint {path!r} could not be copied to the host, and was not written: "
                 f"{type(error).__name__}: {error}. Earlier checkpoints are untouched."
             ) from error
 
@@ -264,11 +278,11 @@ class AsyncCheckpointIO(CheckpointIO):
         if thread is not None:
             thread.join()
 
-    def _write(self, copied: queue.SimpleQueue[Any], path: str | os.PathLike[str], storage_options: Any) -> None:
+    def _write(self, copied: queue.SimpleQueue[Any], write: Callable[[Any], None]) -> None:
         staged = copied.get()
         if staged is not None:
             self._stage.wait()
-            self.checkpoint_io.save_checkpoint(staged, path, storage_options)
+            write(staged)
 
     def _remove(self, path: str | os.PathLike[str]) -> None:
         try:

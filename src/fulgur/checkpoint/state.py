@@ -22,6 +22,8 @@ from fulgur.hooks import Callback
 from fulgur.progress import Progress
 from fulgur.rank import rank_zero_warn
 from fulgur.rng import capture_rng
+from fulgur.strategies.single_device import SingleDeviceStrategy
+from fulgur.strategies.strategy import Strategy
 
 FORMAT_VERSION = 1
 _EARLIER_SETTING = re.compile(r", 'save_on_train_epoch_end': \w+")
@@ -46,6 +48,7 @@ class Contents:
         seen: Batches evaluated in fit, by loader: the axis of values logged per evaluation batch.
         capture_epoch: Gives the state of the running epoch; None outside of fit.
         is_automatic: Whether the loop runs the optimizers.
+        strategy: Gives the states of module and optimizers, and takes them back.
     """
 
     module: Any
@@ -60,6 +63,7 @@ class Contents:
     capture_epoch: Callable[[], dict[str, Any]] | None = None
     n_batches: float = 0
     is_automatic: bool = True
+    strategy: Strategy = field(default_factory=SingleDeviceStrategy)
 
 
 def build_checkpoint(contents: Contents, *, weights_only: bool = False) -> dict[str, Any]:
@@ -79,12 +83,12 @@ def build_checkpoint(contents: Contents, *, weights_only: bool = False) -> dict[
         "epoch": progress.epoch,
         "global_step": progress.global_step,
         VERSION_KEY: LAYOUT_VERSION,
-        "state_dict": module.state_dict(),
+        "state_dict": contents.strategy.model_state(module),  # all ranks must reach this
         "loops": build_loops(contents),
     }
     if not weights_only:
         checkpoint["callbacks"] = _callback_states(contents.callbacks)
-        checkpoint["optimizer_states"] = [optimizer.state_dict() for optimizer in contents.optimizers]
+        checkpoint["optimizer_states"] = [contents.strategy.optimizer_state(o) for o in contents.optimizers]
         checkpoint["lr_schedulers"] = [config.scheduler.state_dict() for config in contents.schedulers]
         precision_state = contents.precision.state_dict() if contents.precision is not None else {}
         if precision_state:
@@ -201,7 +205,7 @@ def restore_model(checkpoint: dict[str, Any], contents: Contents, *, source: obj
     module, trainer = contents.module, contents.trainer
     decode_additions(checkpoint)
     module.on_load_checkpoint(checkpoint)
-    load_weights(module, checkpoint, source, strict=strict)
+    load_weights(module, checkpoint, source, strict=strict, load=contents.strategy.load_model_state)
     if contents.datamodule is not None:
         state = checkpoint.get(type(contents.datamodule).__qualname__)
         if state:
@@ -256,11 +260,14 @@ def restore_training(checkpoint: Mapping[str, Any], contents: Contents) -> None:
         if state:
             contents.precision.load_state_dict(state)
     restore_progress(checkpoint, contents)
-    _restore_each("optimizers", contents.optimizers, checkpoint["optimizer_states"])
+    load = contents.strategy.load_optimizer_state
+    _restore_each("optimizers", contents.optimizers, checkpoint["optimizer_states"], load=load)
     _restore_each("lr_schedulers", [c.scheduler for c in contents.schedulers], checkpoint["lr_schedulers"])
 
 
-def _restore_each(what: str, parts: Sequence[Any], states: Sequence[Any]) -> None:
+def _restore_each(
+    what: str, parts: Sequence[Any], states: Sequence[Any], *, load: Callable[[Any, Any], None] | None = None
+) -> None:
     if len(parts) != len(states):
         raise MisconfigurationException(
             f"The checkpoint holds {len(states)} {what} and configure_optimizers returned {len(parts)}. "
@@ -268,7 +275,10 @@ def _restore_each(what: str, parts: Sequence[Any], states: Sequence[Any]) -> Non
         )
     for part, state in zip(parts, states, strict=True):
         try:
-            part.load_state_dict(state)
+            if load is None:
+                part.load_state_dict(state)
+            else:
+                load(part, state)
         except (KeyError, ValueError) as error:
             raise MisconfigurationException(_other_kind(what, part, str(error))) from error
         # torch takes the groups as they come; what another class has not saved would be missing in the first step.

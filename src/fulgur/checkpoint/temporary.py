@@ -6,6 +6,7 @@ import os
 import posixpath
 import re
 import secrets
+import shutil
 import stat
 import time
 from contextlib import suppress
@@ -18,6 +19,9 @@ except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _NAME = re.compile(r"\..{1,80}\.[0-9a-f]{12}\.tmp", re.DOTALL)
+LOCK_FILE = ".lock"
+"""In a directory that is being written: locked for as long."""
+
 _UNLOCKED_AGE_S = 60.0  # a writer locks its file at once, and writes to it all the time
 _UNKNOWN_AGE_S = 24 * 3600.0  # where there are no locks
 
@@ -44,7 +48,9 @@ def remove_leftovers(directory: Path) -> None:
         for entry in entries:
             if _NAME.fullmatch(entry.name):
                 with suppress(OSError):
-                    if _is_abandoned(entry.path):
+                    if entry.is_dir(follow_symlinks=False):
+                        _remove_directory(entry.path)
+                    elif _is_abandoned(entry.path):
                         os.unlink(entry.path)
 
 
@@ -57,11 +63,18 @@ def remove_remote_leftovers(filesystem: Any, directory: str) -> None:
                 filesystem.rm_file(path)
 
 
+def _remove_directory(path: str) -> None:
+    """Delete a directory of shards that nobody writes to, or that somebody was about to delete."""
+    lock = os.path.join(path, LOCK_FILE)
+    newest = max([os.lstat(path).st_mtime, *(entry.stat().st_mtime for entry in os.scandir(path))])
+    is_old = time.time() - newest > _UNLOCKED_AGE_S
+    if is_old and (not os.path.exists(lock) or _is_abandoned(lock)):
+        shutil.rmtree(path)
+
+
 def _is_abandoned(path: str) -> bool:
     status = os.lstat(path)
     age = time.time() - status.st_mtime
-    if stat.S_ISDIR(status.st_mode):
-        return False
     if fcntl is None or not stat.S_ISREG(status.st_mode):
         return age > _UNKNOWN_AGE_S
     if age < _UNLOCKED_AGE_S:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +14,14 @@ from fulgur.errors import WeightsMismatchError
 _N_NAMED = 3
 
 
-def load_weights(module: Any, checkpoint: Mapping[str, Any], source: object, *, strict: bool) -> Any:
+def load_weights(
+    module: Any,
+    checkpoint: Mapping[str, Any],
+    source: object,
+    *,
+    strict: bool,
+    load: Callable[..., Any] | None = None,
+) -> Any:
     """Load ``checkpoint["state_dict"]`` into `module`.
 
     Args:
@@ -22,6 +29,7 @@ def load_weights(module: Any, checkpoint: Mapping[str, Any], source: object, *, 
         checkpoint: What the file holds.
         source: The file, for the message.
         strict: As in ``load_state_dict``.
+        load: Does it: takes the module, the weights and `strict`. ``None`` is the module's own.
 
     Returns:
         What ``load_state_dict`` returns: the names that one of the two lacks.
@@ -30,6 +38,8 @@ def load_weights(module: Any, checkpoint: Mapping[str, Any], source: object, *, 
         WeightsMismatchError: The weights do not fit the module. Some of them may have been loaded.
     """
     try:
+        if load is not None:
+            return load(module, checkpoint["state_dict"], strict=strict)
         return module.load_state_dict(checkpoint["state_dict"], strict=strict)
     except RuntimeError as error:
         differences = _differences(module, checkpoint["state_dict"], strict=strict)

@@ -101,7 +101,7 @@ def _write(checkpoint: dict[str, Any], location: str, storage_options: dict[str,
     if is_remote(location):
         return _write_remote(checkpoint, location, storage_options)
     target = Path(local_path(location))
-    _make_directory(target.parent)
+    make_directory(target.parent)
     remove_leftovers(target.parent)
     _replace(target, lambda temporary: _write_synced(checkpoint, temporary))
 
@@ -119,7 +119,7 @@ def remove_checkpoint(path: str | os.PathLike[str], *, storage_options: dict[str
         if is_remote(location):
             _remove_remote(location, storage_options)
         else:
-            _remove_local(Path(local_path(location)))
+            _remove_local(_out_of_sight(Path(local_path(location))))
     except FileNotFoundError:
         pass
     except Exception as error:
@@ -143,7 +143,7 @@ def link_checkpoint(target: str | os.PathLike[str], link: str | os.PathLike[str]
         )
     source, place = Path(local_path(target)), Path(local_path(link))
     try:
-        _make_directory(place.parent)
+        make_directory(place.parent)
         if place.is_dir() and not place.is_symlink():
             shutil.rmtree(place)
         try:
@@ -181,7 +181,7 @@ def _replace(target: Path, build: Callable[[Path], None]) -> None:
     except BaseException:
         _remove_local(temporary)
         raise
-    _sync_directory(target.parent)
+    sync_directory(target.parent)
 
 
 def _write_synced(checkpoint: dict[str, Any], path: Path) -> None:
@@ -225,6 +225,15 @@ def _remove_remote(url: str, storage_options: dict[str, Any] | None) -> None:
         filesystem.rm_file(path)
 
 
+def _out_of_sight(path: Path) -> Path:
+    """A directory under a temporary name, so that a kill leaves no part of it under its own."""
+    if not path.is_dir() or path.is_symlink():
+        return path
+    hidden = path.with_name(temporary_name(path.name))
+    os.rename(path, hidden)
+    return hidden
+
+
 def _remove_local(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -239,14 +248,15 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _make_directory(directory: Path) -> None:
+def make_directory(directory: Path) -> None:
+    """Create `directory` and those above it, so that they are there after a crash too."""
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     for created in missing:
-        _sync_directory(created.parent)
+        sync_directory(created.parent)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Bring a rename or a new entry of `directory` to the disk."""
     if os.name == "nt":
         return

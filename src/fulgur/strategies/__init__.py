@@ -11,11 +11,29 @@ from fulgur.strategies.strategy import Strategy
 
 if TYPE_CHECKING:
     from fulgur.strategies.ddp import DDPStrategy
+    from fulgur.strategies.deepspeed import DeepSpeedStrategy
+    from fulgur.strategies.fsdp import FSDPStrategy
+    from fulgur.strategies.model_parallel import ModelParallelStrategy
     from fulgur.strategies.parallel import ParallelStrategy
 
-_HOMES = {"DDPStrategy": "ddp", "ParallelStrategy": "parallel"}
+_HOMES = {
+    "DDPStrategy": "ddp",
+    "DeepSpeedStrategy": "deepspeed",
+    "FSDPStrategy": "fsdp",
+    "ModelParallelStrategy": "model_parallel",
+    "ParallelStrategy": "parallel",
+}
 
-__all__ = ["DDPStrategy", "ParallelStrategy", "SingleDeviceStrategy", "Strategy", "StrategyRegistry"]
+__all__ = [
+    "DDPStrategy",
+    "DeepSpeedStrategy",
+    "FSDPStrategy",
+    "ModelParallelStrategy",
+    "ParallelStrategy",
+    "SingleDeviceStrategy",
+    "Strategy",
+    "StrategyRegistry",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fulgur.checkpoint.sharded import replace_leaves
+
 
 def gather_state(state: Mapping[str, Any], *, is_kept: bool) -> dict[str, Any]:
     """`state` with whole tensors on the host in the place of distributed ones. All ranks must reach this.
@@ -25,26 +27,14 @@ def gather_state(state: Mapping[str, Any], *, is_kept: bool) -> dict[str, Any]:
     """
     from torch.distributed.tensor import DTensor
 
-    def gather(value: Any) -> Any:
+    def gather(value: Any, name: str) -> Any:
         if not isinstance(value, DTensor):
             return value
-        whole = value.detach().full_tensor()  # all ranks must reach this
+        whole = value.full_tensor().detach()  # all ranks must reach this
         return whole.cpu() if is_kept else None  # waits for the device
 
-    gathered = map_leaves(state, gather)
-    return dict(gathered) if not is_kept else gathered if isinstance(gathered, dict) else dict(gathered)
-
-
-def map_leaves(value: Any, function: Any) -> Any:
-    """`value` in new containers of the same kinds, with ``function(leaf)`` for each leaf."""
-    if isinstance(value, dict):
-        copied = copy.copy(value)  # with its attributes, such as `_metadata` of a state_dict
-        for key, item in value.items():
-            copied[key] = map_leaves(item, function)
-        return copied
-    if type(value) in (list, tuple):
-        return type(value)(map_leaves(item, function) for item in value)
-    return function(value)
+    gathered: dict[str, Any] = replace_leaves(state, gather, "")
+    return gathered if is_kept else {}
 
 
 def lay_out(whole: Tensor, like: Any) -> Tensor:
@@ -100,6 +90,24 @@ def _as(value: Any, like: Any) -> Any:
     if isinstance(value, DTensor) and not isinstance(like, DTensor):
         return value.full_tensor()  # all ranks must reach this
     return value
+
+
+def share_initial_state(module: nn.Module, device: torch.device) -> None:
+    """Give all ranks the weights of rank 0, before they are cut into parts. All ranks must reach this.
+
+    One tensor at a time is on `device`, where the process group can send it.
+    """
+    from torch.distributed.tensor import DTensor
+
+    if torch.distributed.get_world_size() == 1:
+        return
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_meta or isinstance(tensor, DTensor):
+            continue
+        shared = tensor.detach().to(device)
+        torch.distributed.broadcast(shared, src=0)  # all ranks must reach this
+        if shared.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(shared)
 
 
 def names_by_optimizer(module: nn.Module, optimizers: list[Any]) -> dict[str, list[str]]:

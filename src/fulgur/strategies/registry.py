@@ -99,6 +99,24 @@ def _build_ddp(**arguments: Any) -> Any:
     return DDPStrategy(**arguments)
 
 
+def _build_fsdp(**arguments: Any) -> Any:
+    from fulgur.strategies.fsdp import FSDPStrategy
+
+    return FSDPStrategy(**arguments)
+
+
+def _build_model_parallel(**arguments: Any) -> Any:
+    from fulgur.strategies.model_parallel import ModelParallelStrategy
+
+    return ModelParallelStrategy(**arguments)
+
+
+def _build_deepspeed(**arguments: Any) -> Any:
+    from fulgur.strategies.deepspeed import DeepSpeedStrategy
+
+    return DeepSpeedStrategy(**arguments)
+
+
 StrategyRegistry = StrategyNames()
 StrategyRegistry.register("single_device", _build_single_device, "One process, one device")
 for _name, _start in {"ddp": "popen", "ddp_spawn": "spawn", "ddp_fork": "fork", "ddp_notebook": "fork"}.items():
@@ -112,3 +130,23 @@ for _name, _start in {"ddp": "popen", "ddp_spawn": "spawn", "ddp_fork": "fork", 
             start_method=_start,
             find_unused_parameters=_flag,
         )
+StrategyRegistry.register("fsdp", _build_fsdp, "Parameters spread over the processes by FSDP2's fully_shard")
+StrategyRegistry.register(
+    "fsdp_cpu_offload", _build_fsdp, "FSDP2, with parameters in the host's memory", cpu_offload=True
+)
+StrategyRegistry.register("model_parallel", _build_model_parallel, "What configure_model does with self.device_mesh")
+StrategyRegistry.register("tensor_parallel", _build_model_parallel, "What configure_model does with self.device_mesh")
+StrategyRegistry.register("deepspeed", _build_deepspeed, "DeepSpeed, stage 2")
+for _stage in (1, 2, 3):
+    StrategyRegistry.register(f"deepspeed_stage_{_stage}", _build_deepspeed, f"DeepSpeed, stage {_stage}", stage=_stage)
+StrategyRegistry.register(
+    "deepspeed_stage_2_offload", _build_deepspeed, "DeepSpeed, stage 2 with offloading", stage=2, offload_optimizer=True
+)
+StrategyRegistry.register(
+    "deepspeed_stage_3_offload",
+    _build_deepspeed,
+    "DeepSpeed, stage 3 with offloading",
+    stage=3,
+    offload_optimizer=True,
+    offload_parameters=True,
+)

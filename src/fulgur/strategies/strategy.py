@@ -13,8 +13,11 @@ from fulgur.checkpoint.io import CheckpointIO, TorchCheckpointIO
 from fulgur.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from fulgur.agreement import Agreement
     from fulgur.launch.environments import ClusterEnvironment
     from fulgur.launch.launcher import Launcher
+    from fulgur.strategies.votes import Votes
+    from fulgur.precision.precision import Precision
 
 
 class Strategy(ABC):
@@ -34,9 +37,12 @@ class Strategy(ABC):
         launcher: Starts the other processes; None where there are none, or something else has started them.
         sync_batchnorm: Whether batch norm layers see the batches of all ranks in training. Set by the Trainer.
         forward_is_collective: Whether a forward pass waits for the other ranks, so that all need the same number.
+        restores_after_setup: Whether weights are loaded into the module after `setup_module`, rather than before.
+        precision_plugin: What the Trainer's precision is. Set by the Trainer.
     """
 
     forward_is_collective: bool = False
+    restores_after_setup: bool = False
 
     def __init__(self) -> None:
         self.model: nn.Module | None = None
@@ -49,6 +55,7 @@ class Strategy(ABC):
         self.cluster_environment: ClusterEnvironment | None = None
         self.launcher: Launcher | None = None
         self.sync_batchnorm = False
+        self.precision_plugin: Precision | None = None
 
     # ------------------------------------------------------------------------------------------- the processes
 
@@ -126,6 +133,9 @@ class Strategy(ABC):
 
     # ------------------------------------------------------------------------------------------------ the model
 
+    def prepare_configuration(self, module: nn.Module) -> None:
+        """Called before ``configure_model`` of a module that has one. All ranks must reach this."""
+
     @abstractmethod
     def setup_module(self, module: Any) -> nn.Module:
         """Place `module` on the device and wrap it. Returns what is kept as `model`."""
@@ -142,6 +152,10 @@ class Strategy(ABC):
 
         The weights of rank 0 are those of all ranks from here on.
         """
+
+    def build_votes(self, agreement: Agreement) -> Votes | None:
+        """What counts the ranks that have a loss; None where every rank must have one. All ranks must reach this."""
+        return None
 
     def prepare_evaluation(self, module: Any) -> None:
         """Make `module` ready to be evaluated without having been trained. All ranks must reach this.
