@@ -7,10 +7,11 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
 from fulgur.errors import MisconfigurationException
+from fulgur.optim.over_meshes import are_plain, clip_norm, clip_value, local_parts
 
 
 def clip_gradients(optimizer: Optimizer, clip_val: float, algorithm: str = "norm") -> None:
-    """Clip the gradients of an optimizer's parameters in place.
+    """Clip the gradients of an optimizer's parameters in place, by the norm over all ranks that share them.
 
     Does not wait for the device: a non-finite norm is left to the caller.
 
@@ -26,7 +27,9 @@ def clip_gradients(optimizer: Optimizer, clip_val: float, algorithm: str = "norm
     if clip_val <= 0:
         return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if algorithm == "norm":
+    if not are_plain(parameters) and algorithm in ("norm", "value"):
+        (clip_norm if algorithm == "norm" else clip_value)(parameters, clip_val)
+    elif algorithm == "norm":
         clip_grad_norm_(parameters, clip_val, error_if_nonfinite=False)
     elif algorithm == "value":
         clip_grad_value_(parameters, clip_val)
@@ -40,4 +43,4 @@ def scale_gradients(optimizer: Optimizer, factor: float) -> None:
     """Multiply the gradients of an optimizer's parameters in place, in one kernel."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if gradients:
-        torch._foreach_mul_(gradients, factor)
+        torch._foreach_mul_(gradients if are_plain(gradients) else local_parts(gradients), factor)
