@@ -10,7 +10,10 @@ from importlib import import_module
 import fulgur
 
 # Where the ``main(arguments, prog=...)`` of each program is; imported when it is asked for.
-_PROGRAMS = {"checkpoint": ("fulgur.checkpoint.tools.commands", "look into, verify, compare, convert, average, prune")}
+_PROGRAMS = {
+    "checkpoint": ("fulgur.checkpoint.tools.commands", "look into, verify, compare, convert, average, prune"),
+    "run": ("fulgur.compat.program", "run a program that was written for Lightning"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

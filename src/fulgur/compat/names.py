@@ -1,0 +1,404 @@
+"""Old import paths: one table from each module that programs import to the places where its names are.
+
+A key is a module. Under it stand, for each module of fulgur, the names that live there; ``old=new`` where they differ.
+The modules are made from this table when they are imported (`finder.py`), and nothing is imported before it is used.
+The layouts of 1.x and 2.x are one tree, for they contradict each other nowhere.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from functools import cache
+
+_S = "fulgur.compat.standins"
+
+ALIASES = {"pytorch_lightning": "lightning.pytorch", "lightning_fabric": "lightning.fabric"}
+"""Packages that are another one under a second name."""
+
+ROOTS = ("lightning", *ALIASES)
+"""What `install` answers for; `lightning_utilities` and others that only begin like it are left alone."""
+
+_MODULE = {"fulgur.module": "LightningModule"}
+_DATAMODULE = {"fulgur.datamodule": "LightningDataModule"}
+_TRAINER = {"fulgur.trainer": "Trainer"}
+_CALLBACK = {"fulgur.hooks": "Callback"}
+_SEED = {"fulgur.rng": "seed_everything"}
+_VERSION = {f"{_S}.version": "__version__"}
+_RANK_ZERO = {
+    "fulgur.rank": "rank_zero_debug rank_zero_deprecation rank_zero_info rank_zero_only rank_zero_warn",
+    "fulgur.errors": "LightningDeprecationWarning=FulgurDeprecationWarning",
+    f"{_S}.warnings": "WarningCache rank_prefixed_message _get_rank",
+}
+_WARNINGS = {
+    "fulgur.errors": "PossibleUserWarning LightningDeprecationWarning=FulgurDeprecationWarning",
+    f"{_S}.warnings": "WarningCache disable_possible_user_warnings",
+    "fulgur.rank": "rank_zero_deprecation rank_zero_warn",
+}
+_EXCEPTIONS = {"fulgur.errors": "MisconfigurationException SIGTERMException"}
+_LOGGERS = {
+    "fulgur.loggers.csv_logs": "CSVLogger",
+    "fulgur.loggers.logger": "Logger",
+    "fulgur.loggers.tensorboard": "TensorBoardLogger",
+}
+_LOGGER = {
+    "fulgur.loggers.logger": "DummyLogger Logger rank_zero_experiment _DummyExperiment=DummyExperiment",
+    f"{_S}.loggers": "merge_dicts",
+}
+_CSV = {"fulgur.loggers.csv_logs": "CSVLogger ExperimentWriter"}
+_TENSORBOARD = {"fulgur.loggers.tensorboard": "TensorBoardLogger"}
+_PRECISIONS = {"fulgur.precision": "DoublePrecision HalfPrecision MixedPrecision Precision"}
+_CHECKPOINT_IO = {"fulgur.checkpoint.io": "CheckpointIO TorchCheckpointIO"}
+_PROFILERS = {"fulgur.profilers": "AdvancedProfiler PassThroughProfiler Profiler SimpleProfiler"}
+_STRATEGIES = {"fulgur.strategies": "SingleDeviceStrategy Strategy"}
+_ACCELERATORS = {
+    "fulgur.accelerators": "Accelerator CPUAccelerator CUDAAccelerator MPSAccelerator find_usable_cuda_devices",
+    f"{_S}.devices": "AcceleratorRegistry",
+}
+_CUDA = {
+    "fulgur.accelerators": "CUDAAccelerator find_usable_cuda_devices",
+    f"{_S}.devices": "get_nvidia_gpu_stats is_cuda_available num_cuda_devices",
+}
+_CPU = {"fulgur.accelerators": "CPUAccelerator get_cpu_stats=cpu_stats"}
+_MPS = {"fulgur.accelerators": "MPSAccelerator", f"{_S}.devices": "get_device_stats=get_mps_stats"}
+_MOVE = {
+    "fulgur.data.transfer": "move_data_to_device=move_to_device",
+    f"{_S}.tensors": "convert_tensors_to_scalars convert_to_tensors apply_to_collection",
+}
+_HPARAMS = {
+    "fulgur.hparams": "AttributeDict",
+    f"{_S}.parsing": "clean_namespace collect_init_args get_init_args is_picklable lightning_getattr lightning_hasattr "
+    "lightning_setattr parse_class_init_keys save_hyperparameters str_to_bool str_to_bool_or_int str_to_bool_or_str",
+}
+_TYPES = {
+    "fulgur.optim.configure": "LRSchedulerConfig",
+    f"{_S}.types": "CollectibleGroup DistributedDataParallel EPOCH_OUTPUT EVAL_DATALOADERS LRSchedulerConfigType "
+    "LRSchedulerPLType LRSchedulerTypeTuple LRSchedulerTypeUnion Optimizable OptimizerConfig OptimizerLRScheduler "
+    "OptimizerLRSchedulerConfig RedOpType ReduceOp ReduceLROnPlateau STEP_OUTPUT Steppable TRAIN_DATALOADERS _DEVICE "
+    "_EVALUATE_OUTPUT _MAP_LOCATION_TYPE _METRIC _PATH _PREDICT_OUTPUT",
+}
+_MEMORY = {
+    f"{_S}.memory": "garbage_collection_cuda is_cuda_out_of_memory is_cudnn_snafu is_oom_error is_out_of_cpu_memory "
+    "recursive_detach"
+}
+_SUMMARY = {
+    "fulgur.callbacks.summary": "LayerSummary ModelSummary=Summary parse_batch_shape summarize "
+    "get_human_readable_count=format_count",
+    f"{_S}.sizes": "get_formatted_model_size",
+}
+_SHARED_PARAMETERS = {f"{_S}.sizes": "find_shared_parameters set_shared_parameters"}
+_LOADERS = {
+    f"{_S}.loaders": "extract_batch_size has_iterable_dataset has_len has_len_all_ranks sized_len "
+    "suggested_max_num_workers"
+}
+_SAMPLE_MODELS = {
+    "fulgur.testing.boring": "BoringDataModule BoringModel DemoModel ManualOptimBoringModel RandomDataset "
+    "RandomIterableDataset",
+    f"{_S}.demos": "BoringDataModuleNoLen IterableBoringDataModule Net RandomDictDataset RandomIterableDatasetWithLen",
+}
+_ARGPARSE = {
+    "fulgur.argparsing": "add_argparse_args=add_arguments from_argparse_args=from_arguments "
+    "parse_argparser=parse_arguments"
+}
+_OF_0_9 = {f"{_S}.gone": "EvalResult TrainResult"}
+_TOP = {**_CALLBACK, **_DATAMODULE, **_MODULE, **_TRAINER, **_SEED, **_VERSION, **_OF_0_9}
+_BAR = {
+    "fulgur.callbacks.progress": "ProgressBar ProgressBarBase=ProgressBar",
+    f"{_S}.progress": "get_standard_metrics",
+}
+_RICH_BAR = {"fulgur.callbacks.progress": "RichProgressBar RichProgressBarTheme"}
+_TQDM_BAR = {"fulgur.callbacks.tqdm_progress": "TQDMProgressBar", f"{_S}.progress": "convert_inf"}
+_FABRIC_UTILITIES = {
+    "fulgur.data.transfer": "move_data_to_device=move_to_device",
+    "fulgur.hparams": "AttributeDict",
+    "fulgur.states": "LightningEnum=StrEnum",
+    f"{_S}.warnings": "disable_possible_user_warnings",
+    f"{_S}.loaders": "suggested_max_num_workers",
+    f"{_S}.files": "is_shared_filesystem",
+    f"{_S}.sizes": "measure_flops",
+    "fulgur.rank": "rank_zero_deprecation rank_zero_info rank_zero_only rank_zero_warn",
+}
+
+_PYTORCH: dict[str, dict[str, str]] = {
+    "": _TOP,
+    "__about__": _VERSION,
+    "__version__": {f"{_S}.version": "version=__version__ __version__"},
+    "accelerators": _ACCELERATORS,
+    "accelerators.accelerator": {"fulgur.accelerators": "Accelerator"},
+    "accelerators.cpu": _CPU,
+    "accelerators.cuda": _CUDA,
+    "accelerators.gpu": {"fulgur.accelerators": "GPUAccelerator=CUDAAccelerator CUDAAccelerator"},
+    "accelerators.mps": _MPS,
+    "callbacks": {
+        "fulgur.hooks": "Callback",
+        "fulgur.callbacks": "BasePredictionWriter Checkpoint EarlyStopping GradientAccumulationScheduler "
+        "LambdaCallback LearningRateMonitor ModelCheckpoint ModelSummary OnExceptionCheckpoint ProgressBar "
+        "RichModelSummary RichProgressBar TQDMProgressBar Timer ProgressBarBase=ProgressBar",
+    },
+    "callbacks.base": _CALLBACK,
+    "callbacks.callback": _CALLBACK,
+    "callbacks.checkpoint": {"fulgur.callbacks.checkpoint": "Checkpoint"},
+    "callbacks.early_stopping": {"fulgur.callbacks.early_stopping": "EarlyStopping EarlyStoppingReason"},
+    "callbacks.gradient_accumulation_scheduler": {
+        "fulgur.callbacks.gradient_accumulation_scheduler": "GradientAccumulationScheduler"
+    },
+    "callbacks.lambda_function": {"fulgur.callbacks.lambda_function": "LambdaCallback"},
+    "callbacks.lr_monitor": {"fulgur.callbacks.lr_monitor": "LearningRateMonitor"},
+    "callbacks.model_checkpoint": {"fulgur.callbacks.model_checkpoint": "ModelCheckpoint"},
+    "callbacks.model_summary": {"fulgur.callbacks.model_summary": "ModelSummary"},
+    "callbacks.on_exception_checkpoint": {"fulgur.callbacks.on_exception_checkpoint": "OnExceptionCheckpoint"},
+    "callbacks.prediction_writer": {"fulgur.callbacks.prediction_writer": "BasePredictionWriter WriteInterval"},
+    "callbacks.progress": {**_BAR, "fulgur.callbacks": "ProgressBar RichProgressBar TQDMProgressBar"},
+    "callbacks.progress.base": _BAR,
+    "callbacks.progress.progress_bar": _BAR,
+    "callbacks.progress.rich_progress": _RICH_BAR,
+    "callbacks.progress.tqdm_progress": _TQDM_BAR,
+    "callbacks.rich_model_summary": {"fulgur.callbacks.rich_model_summary": "RichModelSummary"},
+    "callbacks.timer": {"fulgur.callbacks.timer": "Interval Timer"},
+    "core": {**_MODULE, **_DATAMODULE},
+    "core.datamodule": _DATAMODULE,
+    "core.decorators": {f"{_S}.gone": "auto_move_data"},
+    "core.hooks": {f"{_S}.hook_bases": "CheckpointHooks DataHooks ModelHooks"},
+    "core.lightning": _MODULE,
+    "core.memory": _SUMMARY,
+    "core.mixins": {"fulgur.hparams": "HyperparametersMixin"},
+    "core.mixins.hparams_mixin": {"fulgur.hparams": "HyperparametersMixin"},
+    "core.module": _MODULE,
+    "core.optimizer": {
+        "fulgur.optim.manual": "LightningOptimizer",
+        f"{_S}.optimizers": "do_nothing_closure _MockOptimizer",
+    },
+    "core.saving": {
+        f"{_S}.hparams_files": "convert load_hparams_from_tags_csv load_hparams_from_yaml save_hparams_to_tags_csv "
+        "save_hparams_to_yaml update_hparams ModelIO",
+        f"{_S}.files": "get_filesystem",
+    },
+    "core.step_result": {f"{_S}.gone": "EvalResult Result TrainResult"},
+    "demos": {**_SAMPLE_MODELS, "fulgur.testing.boring": "BoringDataModule BoringModel DemoModel"},
+    "demos.boring_classes": _SAMPLE_MODELS,
+    "loggers": {
+        **_LOGGERS,
+        "fulgur.loggers.logger": "Logger DummyLogger LightningLoggerBase=Logger",
+    },
+    "loggers.base": {
+        **_LOGGER,
+        "fulgur.loggers.logger": "LightningLoggerBase=Logger Logger DummyLogger DummyExperiment rank_zero_experiment",
+    },
+    "loggers.csv_logs": _CSV,
+    "loggers.logger": _LOGGER,
+    "loggers.tensorboard": _TENSORBOARD,
+    "loggers.utilities": {f"{_S}.loggers": "_scan_checkpoints"},
+    "loops": {
+        "fulgur.loops.evaluate": "_EvaluationLoop=EvaluationLoop EvaluationLoop",
+        "fulgur.loops.fit": "_FitLoop=FitLoop FitLoop",
+        "fulgur.loops.predict": "_PredictionLoop=PredictLoop PredictionLoop=PredictLoop",
+    },
+    "loops.evaluation_loop": {"fulgur.loops.evaluate": "_EvaluationLoop=EvaluationLoop"},
+    "loops.fit_loop": {"fulgur.loops.fit": "_FitLoop=FitLoop FitLoop"},
+    "loops.prediction_loop": {"fulgur.loops.predict": "_PredictionLoop=PredictLoop"},
+    "loops.utilities": {f"{_S}.optimizers": "check_finite_loss"},
+    "plugins": {
+        **_CHECKPOINT_IO,
+        **_PRECISIONS,
+        "fulgur.checkpoint.io": "AsyncCheckpointIO CheckpointIO TorchCheckpointIO",
+    },
+    "plugins.io": {"fulgur.checkpoint.io": "AsyncCheckpointIO CheckpointIO TorchCheckpointIO"},
+    "plugins.io.async_plugin": {"fulgur.checkpoint.io": "AsyncCheckpointIO"},
+    "plugins.io.checkpoint_plugin": {"fulgur.checkpoint.io": "CheckpointIO"},
+    "plugins.io.torch_plugin": {"fulgur.checkpoint.io": "TorchCheckpointIO"},
+    "plugins.precision": _PRECISIONS,
+    "plugins.precision.amp": {"fulgur.precision": "MixedPrecision"},
+    "plugins.precision.double": {"fulgur.precision": "DoublePrecision"},
+    "plugins.precision.half": {"fulgur.precision": "HalfPrecision"},
+    "plugins.precision.precision": {"fulgur.precision": "Precision"},
+    "plugins.precision.precision_plugin": {"fulgur.precision": "PrecisionPlugin=Precision"},
+    "profiler": {**_PROFILERS, "fulgur.profilers": _PROFILERS["fulgur.profilers"] + " BaseProfiler=Profiler"},
+    "profiler.profilers": {"fulgur.profilers": _PROFILERS["fulgur.profilers"] + " BaseProfiler=Profiler"},
+    "profilers": _PROFILERS,
+    "profilers.advanced": {"fulgur.profilers": "AdvancedProfiler"},
+    "profilers.base": {"fulgur.profilers": "PassThroughProfiler"},
+    "profilers.profiler": {"fulgur.profilers": "Profiler"},
+    "profilers.simple": {"fulgur.profilers": "SimpleProfiler"},
+    "strategies": {**_STRATEGIES, "fulgur.strategies.registry": "StrategyRegistry"},
+    "strategies.single_device": {"fulgur.strategies": "SingleDeviceStrategy"},
+    "strategies.strategy": {"fulgur.strategies": "Strategy"},
+    "trainer": {**_TRAINER, **_SEED},
+    "trainer.connectors": {},
+    "trainer.connectors.accelerator_connector": {
+        "fulgur.earlier": "_AcceleratorConnector=AcceleratorView",
+        f"{_S}.connectors": "_IS_INTERACTIVE _PRECISION_INPUT",
+    },
+    "trainer.connectors.checkpoint_connector": {"fulgur.earlier": "_CheckpointConnector=CheckpointView"},
+    "trainer.connectors.logger_connector": {},
+    "trainer.connectors.logger_connector.result": {f"{_S}.connectors": "_OUT_DICT"},
+    "trainer.states": {"fulgur.states": "RunningStage TrainerFn TrainerState TrainerStatus"},
+    "trainer.supporters": {"fulgur.data.combine": "CombinedLoader"},
+    "trainer.trainer": _TRAINER,
+    "utilities": {
+        **_FABRIC_UTILITIES,
+        **_SHARED_PARAMETERS,
+        f"{_S}.sizes": "find_shared_parameters measure_flops set_shared_parameters",
+        f"{_S}.parsing": "is_picklable",
+        f"{_S}.types": "GradClipAlgorithmType AMPType",
+        "fulgur.callbacks.grad_norm": "grad_norm",
+        "fulgur.data.combine": "CombinedLoader",
+        "fulgur.rank": "rank_zero_debug rank_zero_deprecation rank_zero_info rank_zero_only rank_zero_warn",
+    },
+    "utilities.apply_func": _MOVE,
+    "utilities.argparse": _ARGPARSE,
+    "utilities.cloud_io": {f"{_S}.files": "get_filesystem load atomic_save"},
+    "utilities.combined_loader": {"fulgur.data.combine": "CombinedLoader"},
+    "utilities.compile": {f"{_S}.compiled": "from_compiled to_uncompiled"},
+    "utilities.data": _LOADERS,
+    "utilities.distributed": {
+        "fulgur.rank": "rank_zero_debug rank_zero_deprecation rank_zero_info rank_zero_only rank_zero_warn",
+        f"{_S}.strategies": "distributed_available gather_all_tensors sync_ddp sync_ddp_if_available",
+    },
+    "utilities.enums": {f"{_S}.types": "GradClipAlgorithmType AMPType", "fulgur.states": "LightningEnum=StrEnum"},
+    "utilities.exceptions": _EXCEPTIONS,
+    "utilities.grads": {"fulgur.callbacks.grad_norm": "grad_norm"},
+    "utilities.imports": {f"{_S}.packages": "_RICH_AVAILABLE _TORCHMETRICS_GREATER_EQUAL_1_0_0 _OMEGACONF_AVAILABLE"},
+    "utilities.memory": _MEMORY,
+    "utilities.migration": {f"{_S}.files": "pl_legacy_patch"},
+    "utilities.model_helpers": {f"{_S}.models": "get_torchvision_model is_overridden"},
+    "utilities.model_summary": _SUMMARY,
+    "utilities.model_summary.model_summary": _SUMMARY,
+    "utilities.parameter_tying": _SHARED_PARAMETERS,
+    "utilities.parsing": _HPARAMS,
+    "utilities.rank_zero": _RANK_ZERO,
+    "utilities.seed": {
+        "fulgur.rng": "isolate_rng seed_everything reset_seed",
+        f"{_S}.seeds": "pl_worker_init_function",
+    },
+    "utilities.signature_utils": {f"{_S}.models": "is_param_in_hook_signature"},
+    "utilities.types": _TYPES,
+    "utilities.warnings": _WARNINGS,
+}
+
+_FABRIC: dict[str, dict[str, str]] = {
+    "": {**_SEED, **_VERSION},
+    "__about__": _VERSION,
+    "__version__": {f"{_S}.version": "version=__version__ __version__"},
+    "accelerators": _ACCELERATORS,
+    "accelerators.accelerator": {"fulgur.accelerators": "Accelerator"},
+    "accelerators.cpu": _CPU,
+    "accelerators.cuda": _CUDA,
+    "accelerators.mps": _MPS,
+    "accelerators.registry": {f"{_S}.devices": "call_register_accelerators"},
+    "connector": {f"{_S}.connectors": "_PRECISION_INPUT"},
+    "loggers": _LOGGERS,
+    "loggers.csv_logs": _CSV,
+    "loggers.logger": _LOGGER,
+    "loggers.tensorboard": _TENSORBOARD,
+    "plugins": {**_CHECKPOINT_IO, **_PRECISIONS},
+    "plugins.io": _CHECKPOINT_IO,
+    "plugins.io.checkpoint_io": {"fulgur.checkpoint.io": "CheckpointIO"},
+    "plugins.io.torch_io": {"fulgur.checkpoint.io": "TorchCheckpointIO"},
+    "plugins.precision": _PRECISIONS,
+    "plugins.precision.amp": {"fulgur.precision": "MixedPrecision"},
+    "plugins.precision.double": {"fulgur.precision": "DoublePrecision"},
+    "plugins.precision.half": {"fulgur.precision": "HalfPrecision"},
+    "plugins.precision.precision": {"fulgur.precision": "Precision"},
+    "strategies": _STRATEGIES,
+    "strategies.single_device": {"fulgur.strategies": "SingleDeviceStrategy"},
+    "strategies.strategy": {"fulgur.strategies": "Strategy"},
+    "utilities": _FABRIC_UTILITIES,
+    "utilities.apply_func": _MOVE,
+    "utilities.cloud_io": {f"{_S}.files": "get_filesystem"},
+    "utilities.data": {"fulgur.hparams": "AttributeDict", **_LOADERS},
+    "utilities.device_parser": {
+        f"{_S}.devices": "_check_data_type _check_unique _normalize_parse_gpu_string_input num_cuda_devices"
+    },
+    "utilities.distributed": {
+        f"{_S}.files": "is_shared_filesystem",
+        f"{_S}.strategies": "_distributed_is_initialized=distributed_available",
+    },
+    "utilities.enums": {"fulgur.states": "LightningEnum=StrEnum"},
+    "utilities.exceptions": {"fulgur.errors": "MisconfigurationException"},
+    "utilities.logger": {f"{_S}.loggers": "_add_prefix _convert_params _flatten_dict _sanitize_callable_params"},
+    "utilities.rank_zero": _RANK_ZERO,
+    "utilities.seed": {
+        "fulgur.rng": "reset_seed seed_everything",
+        f"{_S}.seeds": "pl_worker_init_function",
+    },
+    "utilities.types": _TYPES,
+    "utilities.warnings": _WARNINGS,
+}
+
+TABLE: dict[str, dict[str, str]] = {
+    "lightning": _TOP,
+    "lightning.__about__": _VERSION,
+    "lightning.__version__": {f"{_S}.version": "version=__version__ __version__"},
+    **{f"lightning.pytorch.{path}".removesuffix("."): homes for path, homes in _PYTORCH.items()},
+    **{f"lightning.fabric.{path}".removesuffix("."): homes for path, homes in _FABRIC.items()},
+}
+
+GONE = {
+    "lightning.pytorch.metrics": "its metrics are a package of their own: `pip install torchmetrics`, "
+    "and import them from there",
+    "lightning.app": "apps are no part of training",
+    "lightning.pytorch.overrides.data_parallel": "DataParallel is gone: use strategy='ddp'",
+    "lightning.pytorch.callbacks.gpu_stats_monitor": "use DeviceStatsMonitor",
+    "lightning.pytorch.loggers.test_tube": "TestTube is gone: use CSVLogger or TensorBoardLogger",
+}
+"""Modules that newer versions of the old packages have not got either, with the way out."""
+
+
+def canonical(path: str) -> str:
+    """`path` with today's name of its package.
+
+    Example:
+        >>> canonical("pytorch_lightning.callbacks")
+        'lightning.pytorch.callbacks'
+    """
+    root, dot, rest = path.partition(".")
+    return ALIASES.get(root, root) + dot + rest
+
+
+def is_module(path: str) -> bool:
+    """Whether `path`, in any spelling, is a module that can be imported."""
+    return canonical(path) in TABLE
+
+
+@cache
+def homes_in(module: str) -> dict[str, tuple[str, str]]:
+    """For each name in `module` the module of fulgur it lives in, and its name there."""
+    homes: dict[str, tuple[str, str]] = {}
+    for home, names in TABLE.get(canonical(module), {}).items():
+        for entry in names.split():
+            old, _, new = entry.partition("=")
+            homes[old] = (home, new or old)
+    return homes
+
+
+@cache
+def submodules_of(module: str) -> tuple[str, ...]:
+    """Names of the modules directly below `module`."""
+    prefix = f"{canonical(module)}."
+    below = {path[len(prefix) :].partition(".")[0] for path in TABLE if path.startswith(prefix)}
+    return tuple(sorted(below))
+
+
+def explain_missing(module: str, name: str) -> str:
+    """Say that `module` has no `name`, and what is nearest to it."""
+    path = f"{canonical(module)}.{name}"
+    if path in GONE:
+        return f"{module}.{name} is not in fulgur: {GONE[path]}."
+    return f"fulgur has no {name!r} to import from {module!r}.{_nearest(module, name)}"
+
+
+def _nearest(module: str, name: str) -> str:
+    elsewhere = [path for path in TABLE if name in homes_in(path)]
+    if elsewhere:
+        return f" There is {min(elsewhere, key=len)}.{name}."
+    here = [*homes_in(module), *submodules_of(module)]
+    found = get_close_matches(name, here, n=1, cutoff=0.5) or get_close_matches(name, _all_names(), n=1, cutoff=0.7)
+    if not found:
+        return ""
+    if found[0] in here:
+        return f" The nearest there is {module}.{found[0]}."
+    home = min((path for path in TABLE if found[0] in homes_in(path)), key=len)
+    return f" The nearest there is {home}.{found[0]}."
+
+
+def _all_names() -> list[str]:
+    return sorted({name for path in TABLE for name in homes_in(path)})

@@ -1,0 +1,14 @@
+"""What programs take from the parts of the old Trainer."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Literal
+
+_PRECISION_INPUT = (
+    Literal[16, 32, 64]
+    | Literal["transformer-engine", "transformer-engine-float16", "16-true", "16-mixed", "bf16-true", "bf16-mixed"]
+    | Literal["32-true", "64-true", "64", "32", "16", "bf16"]
+)
+_OUT_DICT = dict[str, Any]
+_IS_INTERACTIVE = hasattr(sys, "ps1")
