@@ -5,11 +5,12 @@ Names are looked up when they are first used, so that ``import fulgur`` costs wh
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fulgur import callbacks, loggers, profilers
+    from fulgur import callbacks, compat, loggers, profilers
     from fulgur.data.combine import CombinedLoader
     from fulgur.datamodule import LightningDataModule
     from fulgur.hooks import Callback
@@ -27,7 +28,7 @@ _HOMES = {
     "Trainer": "fulgur.trainer",
     "seed_everything": "fulgur.rng",
 }
-_SUBMODULES = ("callbacks", "loggers", "profilers")
+_SUBMODULES = ("callbacks", "compat", "loggers", "profilers")
 
 __all__ = [
     "Callback",
@@ -37,6 +38,7 @@ __all__ = [
     "Trainer",
     "__version__",
     "callbacks",
+    "compat",
     "loggers",
     "profilers",
     "seed_everything",
@@ -56,3 +58,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if os.environ.get("FULGUR_COMPAT"):  # a child of a program that runs under fulgur.compat
+    import_module("fulgur.compat").install(os.environ["FULGUR_COMPAT"])

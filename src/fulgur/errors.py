@@ -3,7 +3,9 @@
     Exception
     ├── FulgurError
     │   ├── MisconfigurationException      arguments, code or settings that cannot work together
-    │   │   └── UnknownArgumentError       an argument nobody knows (also a TypeError)
+    │   │   ├── UnknownArgumentError       an argument nobody knows (also a TypeError)
+    │   │   └── LayoutError                processes that contradict those that were started (also a ValueError)
+    │   ├── RankFailedError                another process of the run failed first (also a RuntimeError)
     │   ├── MissingExtraError              an optional package is needed (also a ModuleNotFoundError)
     │   └── CheckpointError                a checkpoint that cannot be written, read or trusted
     │       ├── CheckpointRefusedError     a file that wants more than plain data
@@ -14,6 +16,8 @@
         └── RequeueException               and its job has been queued again
     UserWarning
     └── PossibleUserWarning                a program that may be wrong; silence it with POSSIBLE_USER_WARNINGS=0
+    DeprecationWarning
+    └── FulgurDeprecationWarning           something of fulgur that will go
 
 Bad values are a plain `ValueError` or `TypeError` wherever that says it all.
 """
@@ -34,6 +38,23 @@ class MisconfigurationException(FulgurError):
 
 class UnknownArgumentError(MisconfigurationException, TypeError):
     """An argument has a name that nobody knows."""
+
+
+class LayoutError(MisconfigurationException, ValueError):
+    """The number of processes, devices or machines contradicts what the launcher has started."""
+
+
+class RankFailedError(FulgurError, RuntimeError):
+    """Another process of the run failed first; the message ends with what it had to say.
+
+    Attributes:
+        rank: Local rank of that process.
+        exitcode: With what it ended; negative for the signal that ended it.
+    """
+
+    def __init__(self, message: str, rank: int = -1, exitcode: int | None = None) -> None:
+        super().__init__(message)
+        self.rank, self.exitcode = rank, exitcode
 
 
 class MissingExtraError(FulgurError, ModuleNotFoundError):
@@ -85,6 +106,10 @@ class RequeueException(SIGTERMException):
 
 class PossibleUserWarning(UserWarning):
     """The program may be wrong, or slower than it need be; fulgur cannot be sure."""
+
+
+class FulgurDeprecationWarning(DeprecationWarning):
+    """Something of fulgur's will go; the text names what to use instead."""
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
