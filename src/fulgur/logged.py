@@ -100,6 +100,8 @@ class Entry:
 
     Attributes:
         step: Last value, a tensor on its device or a number; None until logged.
+        is_free: `step` is a tensor that nobody else has got: the next value is copied into it, which takes half as
+            long as a new copy.
         is_fresh: `step` was logged since the last flush.
         is_live: Something was logged since the epoch began.
         is_reduced: The epoch's value is final; further calls belong to the next one.
@@ -123,6 +125,7 @@ class Entry:
     loader: str = ""
     metric: Any = None
     step: Any = None
+    is_free: bool = False
     is_fresh: bool = False
     is_live: bool = False
     is_reduced: bool = False
@@ -146,7 +149,7 @@ class Entry:
         return f"{self.name}_epoch{self.suffix}" if self.on_step else self.key
 
     def add_tensor(self, value: Tensor, weight: float) -> None:
-        """Accumulate a tensor of shape (); called with gradients off."""
+        """Accumulate a tensor of shape () that has no graph."""
         total = self.total
         if total is None:
             self.total = self._first_total(value, weight)
@@ -198,6 +201,7 @@ class Entry:
     def step_value(self) -> Any:
         """Last value for loggers and bar; a metric's comes from its own last `forward`, None if only updated."""
         if self.metric is None:
+            self.is_free = False
             return self.step
         cached = getattr(self.metric, "_forward_cache", None)
         return cached.detach() if isinstance(cached, Tensor) else cached

@@ -30,8 +30,6 @@ from fulgur.logged import (
     squeezed,
 )
 
-_set_grad_enabled = torch._C._set_grad_enabled  # torch.set_grad_enabled builds an object: five times the price
-
 
 class LoggedValues(dict[str, Any]):
     """Values by name; asking for one that is not there tells which there are."""
@@ -106,35 +104,36 @@ class MetricLog:
             if entry is None:
                 return
         entry.is_fresh = entry.is_live = True
-        weight: Any = self.batch_size if batch_size is None else batch_size
-        if weight is None and entry.on_epoch:
-            if entry.reduce != "mean" or entry.metric is not None:
-                weight = 1
-            else:
+        weight: Any = 1
+        if entry.on_epoch and entry.reduce == "mean" and entry.metric is None:
+            weight = self.batch_size if batch_size is None else batch_size
+            if weight is None:
                 weight = self.batch_size = find_batch_size(self.batch)  # once a batch
                 if weight is None:
                     weight = self._weight_without_size(name, value)
         if isinstance(value, Tensor):
             if value.ndim:
                 value = squeezed(name, value)
-            if entry.keeps_graph and entry.on_step:
+            if entry.on_step and entry.keeps_graph:
                 entry.step = value.clone()
-            had_graph = torch.is_grad_enabled()
-            _set_grad_enabled(False)  # saves detaching, which costs as much as the copy
-            try:
-                if entry.on_step and not entry.keeps_graph:
+            if value.requires_grad:
+                value = value.data  # without its graph, at two thirds of the price of detach()
+            if entry.on_step and not entry.keeps_graph:
+                step = entry.step
+                if entry.is_free and step.dtype is value.dtype and step.device == value.device:
+                    step.copy_(value)
+                else:
                     entry.step = value.clone()  # the user may go on in place
-                if entry.on_epoch:
-                    total = entry.total
-                    if total is not None and entry.reduce == "mean":
-                        total.add_(value, alpha=weight)
-                        entry.weight += weight
-                    else:
-                        entry.add_tensor(value, weight)
-            finally:
-                _set_grad_enabled(had_graph)
+                    entry.is_free = type(value) is Tensor and not value.is_inference()
+            if entry.on_epoch:
+                total = entry.total
+                if total is not None and entry.reduce == "mean":
+                    total.add_(value, alpha=weight)
+                    entry.weight += weight
+                else:
+                    entry.add_tensor(value, weight)
         elif isinstance(value, (int, float)):
-            entry.step = value
+            entry.step, entry.is_free = value, False
             if entry.on_epoch:
                 entry.add_number(value, weight)
         elif isinstance(value, Real):  # of numpy
@@ -226,6 +225,8 @@ class MetricLog:
         }
         if with_sums:
             paths = {id(part): path for path, part in self.module.named_modules()}
+            for entry in self.entries("train"):
+                entry.is_free = False
             state["entries"] = [
                 {"hook": scope.hook, "suffix": scope.suffix, "metric": paths.get(id(entry.metric))}
                 | {name: getattr(entry, name) for name in _SAVED}

@@ -105,6 +105,52 @@ def test_value_changed_in_place_after_logging_stays_as_logged(
     assert recorder.rows_with("loss") == [(0.0, 0)]
 
 
+def test_step_value_that_was_read_does_not_change_with_later_steps(tiny: Any, make_trainer: Any, loader: Any) -> None:
+    seen = []
+
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+        self.log("x", torch.tensor(float(batch_idx)))
+        return self.layer(batch).mean()
+
+    def on_train_batch_end(self: Any, *args: Any) -> None:
+        if self.global_step != 3:  # the next value finds the one before unread
+            seen.append(self.trainer.callback_metrics["x"])
+
+    module = tiny(training_step=training_step, on_train_batch_end=on_train_batch_end)
+    make_trainer(log_every_n_steps=100).fit(module, loader(6))
+    assert [float(value) for value in seen] == [0.0, 1.0, 3.0, 4.0, 5.0]
+
+
+def test_value_kept_by_a_logger_does_not_change_with_later_steps(tiny: Any, make_trainer: Any, loader: Any) -> None:
+    seen = []
+
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+        if batch_idx and batch_idx % 2 == 0:
+            seen.append(self.trainer.logged_metrics["x"])
+        self.log("x", torch.tensor(float(batch_idx)))
+        return self.layer(batch).mean()
+
+    make_trainer(log_every_n_steps=2).fit(tiny(training_step=training_step), loader(7))
+    assert [float(value) for value in seen] == [1.0, 3.0, 5.0]
+
+
+def test_value_of_each_step_keeps_its_own_type(tiny: Any, make_trainer: Any, loader: Any) -> None:
+    values = [torch.tensor(1.0), torch.tensor(1 / 3, dtype=torch.float64), 2.5, torch.tensor(2**40 + 1)]
+    logged = []
+
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+        for value in values[: batch_idx + 1]:
+            self.log("x", value)
+        return self.layer(batch).mean()
+
+    def on_train_batch_end(self: Any, *args: Any) -> None:
+        logged.append(self.trainer.callback_metrics["x"].item())
+
+    module = tiny(training_step=training_step, on_train_batch_end=on_train_batch_end)
+    make_trainer().fit(module, loader(4))
+    assert logged == [1.0, 1 / 3, 2.5, float(torch.tensor(2**40 + 1).float())]
+
+
 def test_evaluation_value_changed_in_place_after_logging_stays_as_logged(
     tiny: Any, make_trainer: Any, loader: Any, recorder: Any
 ) -> None:
