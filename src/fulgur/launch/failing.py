@@ -1,0 +1,56 @@
+"""A rank that has failed while the others have not: it must not wait for them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from contextlib import suppress
+from typing import Any
+
+_KEY = "fulgur/failed"
+_PATIENCE_S = 6.0
+"""How long the hooks that follow an exception may take while other ranks still run."""
+
+
+def have_all_failed(store: Any, world_size: int) -> bool:
+    """Whether every rank has failed as often as the others; False where it cannot be told."""
+    with suppress(Exception):
+        count = int(store.add(_KEY, 0))
+        return count > 0 and count % world_size == 0
+    return False
+
+
+class FailureWatch:
+    """After an exception on one rank, its hooks may wait for ranks that never come: ends the process if they do.
+
+    Where all ranks have failed, as by a mistake in the program, hooks may take as long as they like: together.
+
+    Args:
+        error: What was raised.
+        store: The store that all ranks share, not used by another thread. None where it is gone.
+        world_size: Number of ranks.
+    """
+
+    def __init__(self, error: BaseException, store: Any, world_size: int) -> None:
+        self.error, self.store, self.world_size = error, store, world_size
+        self._is_done = threading.Event()
+
+    def __enter__(self) -> FailureWatch:
+        with suppress(Exception):
+            self.store.add(_KEY, 1)
+        threading.Thread(target=self._watch, name="failure watch", daemon=True).start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._is_done.set()
+
+    def _watch(self) -> None:
+        if self._is_done.wait(_PATIENCE_S) or have_all_failed(self.store, self.world_size):
+            return
+        with suppress(Exception):
+            sys.stdout.flush()
+        text = "".join(traceback.format_exception(type(self.error), self.error, self.error.__traceback__))
+        os.write(2, text.encode(errors="replace"))
+        os._exit(1)

@@ -1,0 +1,156 @@
+"""From a call of an entry point to that call on every rank of the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fulgur.datamodule import LightningDataModule
+from fulgur.errors import LayoutError
+from fulgur.launch.failing import FailureWatch
+from fulgur.launch.family import Layout, find_own_layout
+from fulgur.launch.meeting import variables_set
+from fulgur.launch.ports import find_free_port
+from fulgur.module import LightningModule
+from fulgur.strategies import SingleDeviceStrategy, Strategy
+
+if TYPE_CHECKING:
+    from fulgur.sources import Call
+    from fulgur.trainer import Trainer
+
+_POLL_S = 0.05
+
+
+def on_all_ranks(trainer: Trainer, function: Callable[..., Any], call: Call, **kwargs: Any) -> Any:
+    """Do ``function(trainer, call, **kwargs)`` on all ranks, and start those that are not there yet.
+
+    Returns:
+        What the function returned on this rank; on rank 0 where this process is none.
+
+    Raises:
+        RankFailedError: Another rank has failed first.
+        LayoutError: Processes are there already, and they are not as many as this Trainer has.
+    """
+    _check_own_world(trainer)
+    launcher = trainer.strategy.launcher
+    if launcher is None:
+        return on_this_rank(trainer, function, call, **kwargs)
+    if not launcher.is_rank:
+        _remember(trainer, call)
+    return launcher.launch(on_this_rank, trainer, function, call, trainer=trainer, **kwargs)
+
+
+def _remember(trainer: Trainer, call: Call) -> None:
+    """Where this process is none of the ranks: what the ranks send back is about these."""
+    module = getattr(call.model, "_orig_mod", call.model)
+    if isinstance(module, LightningModule):
+        trainer._module = module
+        module.attach(trainer, trainer.metrics)
+    if isinstance(call.datamodule, LightningDataModule):
+        trainer.datamodule = call.datamodule
+
+
+def on_this_rank(trainer: Trainer, function: Callable[..., Any], call: Call, **kwargs: Any) -> Any:
+    """Join the other ranks, and do ``function(trainer, call, **kwargs)``."""
+    strategy = trainer.strategy
+    _leave_other_group(trainer)
+    with variables_set(_alone_variables(trainer)):
+        strategy.set_up_environment()  # all ranks must reach this
+    try:
+        return function(trainer, call, **kwargs)
+    finally:
+        if strategy.cluster_environment is not None:
+            strategy.cluster_environment.teardown()
+
+
+def prepare_once(strategy: Strategy, prepare: Callable[[], Any], *, on_each_node: bool) -> None:
+    """Call `prepare` on the first rank of each machine, or of the first one; the others wait as long as it takes.
+
+    Raises:
+        RuntimeError: It has failed on another rank.
+    """
+    if not strategy.is_distributed:
+        prepare()
+        return
+    store = strategy.open_store("prepare_data")
+    is_mine = strategy.local_rank == 0 and (on_each_node or strategy.node_rank == 0)
+    n_ready = strategy.num_nodes if on_each_node else 1
+    if is_mine:
+        try:
+            prepare()
+        except BaseException as error:
+            store.set("failure", f"rank {strategy.global_rank} raised {error!r}")
+            store.add("ready", n_ready)
+            raise
+        store.add("ready", 1)
+    _wait_until_ready(store, n_ready)
+
+
+def _wait_until_ready(store: Any, n_ready: int) -> None:
+    """The store, not a collective: collectives have a timeout, and a download may take hours."""
+    while store.add("ready", 0) < n_ready:
+        time.sleep(_POLL_S)
+    if store.check(["failure"]):
+        raise RuntimeError(f"prepare_data failed on another rank: {store.get('failure').decode()}.")
+
+
+def watch_failure(trainer: Trainer, error: BaseException) -> AbstractContextManager[Any]:
+    """Within its block the hooks that follow `error` may run, but not wait for ranks that do not come."""
+    if trainer.world_size == 1 or isinstance(error, (KeyboardInterrupt, SystemExit)):  # all stop together
+        return nullcontext()
+    return FailureWatch(error, _own_store(), trainer.world_size)
+
+
+def _own_store() -> Any:
+    """A connection to the ranks' store that no other thread uses; None if the store is gone."""
+    c10d: Any = torch.distributed.distributed_c10d
+    try:
+        return c10d.PrefixStore("fulgur/shared", c10d._get_default_store().clone())
+    except Exception:
+        return None
+
+
+def _leave_other_group(trainer: Trainer) -> None:
+    """A process group of another size, as an earlier Trainer of one process leaves it, cannot be used."""
+    distributed, layout = torch.distributed, Layout(trainer.num_devices, trainer.num_nodes)
+    is_joined = distributed.is_available() and distributed.is_initialized()
+    if not is_joined or isinstance(trainer.strategy, SingleDeviceStrategy):
+        return
+    size = distributed.get_world_size()
+    if size == layout.size:
+        return
+    if size > 1:
+        raise LayoutError(
+            f"This process belongs to a process group of {size} ranks, and this Trainer has {layout}. Use as many "
+            "devices, or call torch.distributed.destroy_process_group() first."
+        )
+    distributed.destroy_process_group()
+
+
+def _alone_variables(trainer: Trainer) -> dict[str, str]:
+    """What a process group of one process needs of the environment."""
+    strategy = trainer.strategy
+    environment = strategy.cluster_environment
+    is_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if environment is None or is_joined or trainer.world_size > 1 or environment.creates_processes_externally:
+        return {}
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
+
+
+def _check_own_world(trainer: Trainer) -> None:
+    started = find_own_layout()
+    if started is None or _is_alone(trainer):
+        return
+    from fulgur.launch.script import check_layout
+
+    check_layout(started, Layout(trainer.num_devices, trainer.num_nodes))
+
+
+def _is_alone(trainer: Trainer) -> bool:
+    """Whether the program has said that this process trains by itself."""
+    asked = trainer._settings.strategy
+    return isinstance(asked, SingleDeviceStrategy) or str(asked).lower() == "single_device"
