@@ -24,7 +24,7 @@ from fulgur.hooks import (
 )
 from fulgur.leaving import BeforeValidation
 from fulgur.loops.evaluate import EvalPlan, EvaluationLoop, grad_free_context
-from fulgur.loops.feed import Feed
+from fulgur.loops.feed import Feed, uncounted
 from fulgur.loops.own_steps import run_step
 from fulgur.loops.plan import build_plan, step_of
 from fulgur.module import LightningModule
@@ -52,6 +52,7 @@ def connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> Non
     loop.metrics = trainer.metrics
     loop.hooks = collect(trainer.callbacks, module, trainer, LightningModule)
     loop.is_automatic = module.automatic_optimization
+    loop.monitors_may_log = any(c.is_monitor and not _is_ours(c) for c in trainer.callbacks)
     listens = bool(loop.hooks.on_before_zero_grad)
     loop.plan = build_plan(
         module,
@@ -79,6 +80,10 @@ def connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> Non
         writer.on_failure = partial(loop.call_soon, writer.wait)
 
 
+def _is_ours(callback: Any) -> bool:
+    return type(callback).__module__.startswith("fulgur.")
+
+
 def is_profiled(trainer: Trainer) -> bool:
     """Whether somebody measures the run."""
     return not isinstance(trainer.profiler, PassThroughProfiler)
@@ -99,12 +104,13 @@ def _profile_training(trainer: Trainer) -> None:
 
 
 def _recollect(trainer: Trainer, known: list[Any]) -> None:
-    """Callbacks that came or went during the run take effect with the next epoch."""
+    """Callbacks that came or went during the run: looked at before and after each epoch, and before a validation."""
     if trainer.callbacks != known:
         known[:] = trainer.callbacks
         module, loop = trainer.lightning_module, trainer.fit_loop
         lend_log(trainer)
         loop.hooks = collect(known, module, trainer, LightningModule)
+        loop.monitors_may_log = any(c.is_monitor and not _is_ours(c) for c in known)
         loop.plan.has_outputs |= reads_outputs(loop.hooks)
         loop.plan.is_zero_grad_first &= not loop.hooks.on_before_zero_grad
         if is_profiled(trainer):
@@ -138,6 +144,10 @@ def load_training(trainer: Trainer, call: Call) -> None:
         loop.fetch.loader = TimedBatches(loop.fetch.loader, trainer.profiler, "[Trainer]next_training_batch")
     trainer._loaded_at["train"] = trainer.current_epoch
     loop.n_batches, loop.is_sized = feed.n_batches[0], feed.is_sized[0]
+    if loop.fetch.weigh is not None:
+        loop.fetch.uncounted = uncounted(trainer.metrics, "train")
+    for joined in feed.joined:
+        joined.window = lambda: limits.accumulate
     loop.val_every = _validation_interval(limits, feed)
     if loop.validate is None and can_validate(trainer, call):
         loop.validate = partial(_validate_in_fit, trainer, call)
@@ -186,6 +196,7 @@ def _load_epoch(trainer: Trainer, call: Call, epoch: int) -> None:
 def _validate_in_fit(trainer: Trainer, call: Call) -> None:
     """One validation between two training batches."""
     fit_loop, loop, module = trainer.fit_loop, trainer._val_loop, trainer.lightning_module
+    fit_loop.recollect()
     every, loaded_at = trainer.reload_dataloaders_every_n_epochs, trainer._loaded_at
     previous, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
     if not _holds_gradients(fit_loop, module):
@@ -194,7 +205,7 @@ def _validate_in_fit(trainer: Trainer, call: Call) -> None:
         load_evaluation(trainer, call, "val", loop)
         loaded_at["val"] = trainer.current_epoch
     loop.feed.set_epoch(trainer.current_epoch)
-    if sum(loop.feed.n_batches):
+    if not loop.feed.is_empty:
         saves = bool(trainer.checkpoint_callbacks) or slurm.is_managed()
         trainer._before_validation = BeforeValidation.take(trainer) if saves else None
         loop.run(context=torch.no_grad(), before_end=partial(setattr, fit_loop.progress, "phase", "validated"))

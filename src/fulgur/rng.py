@@ -162,6 +162,30 @@ def restore_rng(state: dict[str, Any]) -> None:
         torch.mps.set_rng_state(state["mps"].cpu())
 
 
+def is_same_rng(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two results of `snapshot_rng` without accelerators are the same state."""
+    if first["python"] != second["python"] or not torch.equal(first["torch"], second["torch"]):
+        return False
+    one, other = first.get("numpy"), second.get("numpy")
+    return one is other or (one is not None and other is not None and _plain(one) == _plain(other))
+
+
+def fold_rng(rank: int) -> None:
+    """Let torch's generators draw other numbers on every rank, though they were equal. Rank 0 keeps what it has.
+
+    Args:
+        rank: Data rank: ranks that see the same data draw the same.
+    """
+    if rank == 0:
+        return
+    import hashlib
+
+    tensor = torch.get_rng_state()
+    state = ctypes.string_at(tensor.data_ptr(), tensor.nbytes)
+    digest = hashlib.blake2b(state + str(rank).encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))
+
+
 @contextmanager
 def isolate_rng(include_cuda: bool = True) -> Iterator[None]:
     """Leave every generator as it was, whatever is drawn inside.

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fulgur.data.fetch import build_transfer
+from fulgur.data.shard import Shard
 from fulgur.data.transfer import cast_floating, mover
 from fulgur.datamodule import LightningDataModule
 from fulgur.errors import MisconfigurationException, PossibleUserWarning
@@ -19,6 +20,7 @@ from fulgur.rank import rank_zero_warn
 from fulgur.states import TrainerFn
 
 if TYPE_CHECKING:
+    from fulgur.strategies.strategy import Strategy
     from fulgur.trainer import Trainer
 
 _HOOKS = {"train": "train_dataloader", "val": "val_dataloader", "test": "test_dataloader"} | {
@@ -108,22 +110,37 @@ def transfer_of(trainer: Trainer, dataloader_idx: int) -> Callable[[Any], Any]:
     )
 
 
+def shard_of(strategy: Strategy) -> Shard:
+    """The place of this process among those that see different data."""
+    rank, size = strategy.data_rank, strategy.data_size
+    if not strategy.is_distributed:
+        return Shard()
+
+    def gather(obj: Any) -> list[Any]:
+        by_rank = dict(reversed(strategy.all_gather_object((rank, obj))))  # all ranks must reach this
+        return [by_rank[data_rank] for data_rank in range(size)]
+
+    return Shard(rank, size, share=strategy.broadcast, gather=gather, store=strategy.store)
+
+
 def train_feed(trainer: Trainer, call: Call) -> Feed:
     """The training loader, asked for once unless it is to be reloaded."""
     loaded = trainer._feeds.get("train")
     if loaded is not None:
         return loaded
-    source, settings = find_source(trainer, call, "train"), trainer._settings
+    source = find_source(trainer, call, "train")
     if source is None:
         raise MisconfigurationException(missing_loader(trainer, "train"))
     name, give = source
     trainer._feeds["train"] = build_train_feed(
         give(),
-        limit=settings.limit_train_batches,
-        overfit=settings.overfit_batches,
+        limit=trainer.limit_train_batches,
+        overfit=trainer.overfit_batches,
         mode=trainer._legacy.multiple_trainloader_mode,
-        global_rank=trainer.global_rank,
         name=name,
+        shard=shard_of(trainer.strategy),
+        is_split=trainer._settings.use_distributed_sampler,
+        uneven=trainer._settings.uneven_loaders,
     )
     return trainer._feeds["train"]
 
@@ -133,15 +150,16 @@ def eval_feed(trainer: Trainer, call: Call, name: str) -> Feed:
     if source is None:
         raise MisconfigurationException(missing_loader(trainer, name))
     source_name, give = source
-    settings = trainer._settings
     feed = build_eval_feed(
         give(),
-        limit=getattr(settings, f"limit_{name}_batches"),
-        overfit=settings.overfit_batches if name == "val" and call.fn is TrainerFn.FITTING else 0,
-        global_rank=trainer.global_rank,
+        limit=getattr(trainer, f"limit_{name}_batches"),
+        overfit=trainer.overfit_batches if name == "val" and call.fn is TrainerFn.FITTING else 0,
         name=source_name,
         limit_name=f"limit_{name}_batches",
         keeps_all=name == "predict",
+        shard=shard_of(trainer.strategy),
+        is_split=trainer._settings.use_distributed_sampler,
+        is_collective=trainer.strategy.forward_is_collective,
     )
     trainer._feeds[name] = feed
     return feed

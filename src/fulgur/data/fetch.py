@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from fulgur.errors import PossibleUserWarning
 from fulgur.rank import rank_zero_warn
 
 if TYPE_CHECKING:
+    from fulgur.loops.weightless import Uncounted
     from fulgur.metrics import MetricLog
 
 _END = object()
@@ -27,8 +29,13 @@ class Fetch:
         transfer: Brings a batch to the device.
         unpack: Gets the batch out of what the loader yields; None where it yields batches.
         is_exhausted: Whether the loader is asked for an end after its last batch, as a hand-written loop does.
+        weigh: Gives `weight` and `lack` of the batch that the loader yielded last; None where every batch counts 1.
 
     Attributes:
+        uncounted: Keeps apart what is logged in a batch of weight 0; set by the loop where there may be one.
+        weight: What the batch yielded last counts in the mean over ranks: 1 in every full step, 0 for a copy that only
+            lets this rank take part in the step of others.
+        lack: By how much the weights of all ranks are less than their number because of this one.
         is_last: Whether the batch yielded last is the last one of this pass.
         count: Items yielded in this pass, those that were None and not yielded too.
         n_held: Of these, what a `StepIterator` holds for a step to come.
@@ -44,13 +51,18 @@ class Fetch:
         transfer: Callable[[Any], Any] | None,
         unpack: Callable[[Any], Any] | None = None,
         is_exhausted: bool = False,
+        weigh: Callable[[], tuple[float, float]] | None = None,
     ) -> None:
+        self.weigh = weigh
+        self.uncounted: Uncounted | None = None
+        self.weight, self.lack = 1.0, 0.0
         self.loader, self.n_batches, self.is_sized = loader, n_batches, is_sized
         self.transfer, self.unpack = transfer, unpack
         self.is_exhausted = is_exhausted
         self.is_last = False
         self.count = self.n_done = self.n_held = 0
         self._following: Any = _END
+        self._weights: deque[tuple[float, float]] = deque()
         self._resumed: dict[str, Any] | None = None
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -68,7 +80,12 @@ class Fetch:
         """How far the pass is; with the batch that was read ahead, if one was."""
         in_flight = self.count > self.n_done
         state: dict[str, Any] = {"count": self.n_done, "is_last": self.is_last and not in_flight}
-        return state if self._following is _END or in_flight else state | {"following": self._following}
+        if self._following is _END or in_flight:
+            return state
+        return state | {"following": self._following} | self._weight_of_following()
+
+    def _weight_of_following(self) -> dict[str, Any]:
+        return {"following_weight": self._weights[-1]} if self._weights else {}
 
     @property
     def n_undone(self) -> int:
@@ -84,10 +101,14 @@ class Fetch:
         self.is_last = False
         items = iter(self.loader)
         batches = items if self.unpack is None else map(self.unpack, items)
-        return self._sized(batches) if self.is_sized else self._ahead(batches)
+        if self.weigh is None:
+            return self._sized(batches, self.transfer) if self.is_sized else self._ahead(batches, self.transfer)
+        self._weights = deque([state.get("following_weight", (1.0, 0.0))] if "following" in state else ())
+        batches, transfer = self._noted(batches), self._weighed
+        return self._sized(batches, transfer) if self.is_sized else self._ahead(batches, transfer)
 
-    def _sized(self, batches: Iterator[Any]) -> Iterator[Any]:
-        transfer, n_batches, count = self.transfer, self.n_batches, self.count
+    def _sized(self, batches: Iterator[Any], transfer: Callable[[Any], Any] | None) -> Iterator[Any]:
+        n_batches, count = self.n_batches, self.count
         for batch in batches:
             self.count = count = count + 1
             if batch is None:
@@ -101,8 +122,8 @@ class Fetch:
                 return
             yield batch if transfer is None else transfer(batch)
 
-    def _ahead(self, batches: Iterator[Any]) -> Iterator[Any]:
-        transfer, n_batches, count = self.transfer, self.n_batches, self.count
+    def _ahead(self, batches: Iterator[Any], transfer: Callable[[Any], Any] | None) -> Iterator[Any]:
+        n_batches, count = self.n_batches, self.count
         batches = filter(_is_batch, batches)
         following = self._following if self._following is not _END else next(batches, _END)
         while following is not _END:
@@ -110,6 +131,35 @@ class Fetch:
             self._following = following = next(batches, _END) if count < n_batches else _END
             self.is_last = following is _END
             yield batch if transfer is None else transfer(batch)
+
+    def count_again(self, *args: Any) -> None:
+        """After a batch of weight 0: what is logged counts. A hook; takes what such a one is given."""
+        if self.uncounted is not None:
+            self.uncounted.end()
+
+    def _noted(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """`batches`, with the weight of each noted; in the place of a None the batch before it, again."""
+        assert self.weigh is not None
+        latest, weights = None, self._weights
+        for batch in batches:
+            if batch is not None:
+                latest = batch
+                weights.append(self.weigh())
+            elif latest is None:
+                raise TypeError(
+                    "The loader gave None instead of its first batch. On several ranks each needs a batch to take part "
+                    "in the step of the others. Look at its collate_fn."
+                )
+            else:
+                _say_that_none_is_skipped()
+                weights.append((0.0, self.weigh()[0]))
+            yield latest
+
+    def _weighed(self, batch: Any) -> Any:
+        self.weight, self.lack = self._weights.popleft()
+        if not self.weight and self.uncounted is not None:
+            self.uncounted.begin()
+        return batch if self.transfer is None else self.transfer(batch)
 
 
 def _is_batch(batch: Any) -> bool:

@@ -15,68 +15,170 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import random
-import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset
 
+from fulgur.data.generators import find_generators, get_generator, set_generator
 from fulgur.data.loaders import replaced
+from fulgur.data.placed import PlacedBatches, draws_at_once, draws_never
+from fulgur.data.seeded import PlacedDataset, draws_nothing
+from fulgur.data.shard import Shard, count_own, count_steps
 from fulgur.rank import rank_zero_info
 from fulgur.rng import plain_rng, restore_rng, snapshot_rng
 
-_END = object()
+if TYPE_CHECKING:
+    from fulgur.data.stream import CommonStream
+    from fulgur.data.turns import Turns
+
+_WHOLE = Shard()
 
 
 class PlacedLoader:
-    """A loader whose passes can be resumed.
+    """A loader whose passes can be resumed, and of which each data rank takes its part.
 
     Args:
         loader: Any iterable of batches.
+        shard: Whose part to take.
+        is_split: Whether to take a part at all; if not, every rank reads what the loader gives it.
+        is_training: Whether all ranks must get the same number of batches, full steps only with ``drop_last``, and
+            samples have seeds of their own.
+        is_whole: Whether a rank without a batch in the last step just ends, for an evaluation.
 
     Attributes:
         epoch: Epoch of the next pass; part of its seeds.
-        n_drawn: Batches drawn from the running pass.
+        n_drawn: Batches drawn from the running pass: with several ranks, steps.
         n_passes: Passes begun in the epoch: more than one where a shorter loader is cycled.
+        shares: Samples that each rank has of the batch yielded last; empty before and after a pass.
     """
 
-    def __init__(self, loader: Any) -> None:
+    _common: CommonStream
+    _turns: Turns
+
+    def __init__(
+        self,
+        loader: Any,
+        shard: Shard = _WHOLE,
+        *,
+        is_split: bool = True,
+        is_training: bool = True,
+        is_whole: bool = False,
+    ) -> None:
         self.loader = loader
+        self.n_ranks = shard.size
+        self.shard = shard if is_split else _WHOLE
         self.epoch = 0
         self.n_drawn = 0
         self.n_passes = 0
+        self.shares: tuple[int, ...] = ()
         self._start: dict[str, Any] = {}
         self._resumed: Iterator[Any] | None = None
-        self._mapped = _copied_with_batches(loader) if _is_mapped(loader) else None
+        self._mapped: DataLoader[Any] | None = None
+        self._is_whole, self._drops_last = is_whole, is_training and _drops_last(loader)
+        self._has_checked = False
+        self._draws_alike = isinstance(loader, Sequence)
+        if is_mapped(loader):
+            self._mapped = _copied_with_batches(loader, self.shard, is_training=is_training, is_whole=is_whole)
+            self._draws_alike = not is_training and draws_never(_batches_of(self._mapped).batches)
+        if self.shard.size > 1:
+            self._prepare_for_several()
+
+    def _prepare_for_several(self) -> None:
+        from fulgur.data.stream import CommonStream
+        from fulgur.data.turns import Turns
+
+        self._common = CommonStream()
+        self._turns = Turns(self.shard, is_whole=self._is_whole, drops_last=self._drops_last)
+        if self._mapped is not None and not draws_at_once(_batches_of(self._mapped).batches):
+            _batches_of(self._mapped).lend = self._common.drawing
 
     def __len__(self) -> int:
-        return len(self.loader)
+        if self.shard.size == 1:
+            return len(self.loader)
+        return self._count(self.shard.rank)
+
+    @property
+    def n_steps(self) -> int:
+        """Batches of the rank that gets most."""
+        return self._count(0) if self.shard.size > 1 else len(self.loader)
+
+    def _count(self, rank: int) -> int:
+        if self._mapped is not None:
+            batches = _batches_of(self._mapped)
+            return batches.n_steps if rank == 0 else len(batches)
+        if self._is_whole:
+            return count_own(len(self.loader), rank, self.shard.size)
+        return count_steps(len(self.loader), self.shard.size, drops_last=self._drops_last)
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether every rank reads the batches of all and drops those of the others."""
+        return self.shard.size > 1 and self._mapped is None and not isinstance(self.loader, Sequence)
+
+    @property
+    def batch_size(self) -> int | None:
+        """Samples of a full step on all ranks together; None if unknown."""
+        found = getattr(getattr(self.loader, "batch_sampler", None), "batch_size", None)
+        found = getattr(self.loader, "batch_size", None) if found is None else found
+        return found * self.n_ranks if isinstance(found, int) else None
+
+    @property
+    def described(self) -> str:
+        """For messages: which loader."""
+        return _described(self.loader)
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next passes belong to; one that was resumed knows."""
         if self._resumed is None:
             self.epoch, self.n_passes = epoch, 0
 
+    def record(self) -> list[list[Any]] | None:
+        """A list of which every batch of the next pass adds its indices; None where they are not known."""
+        if self._mapped is None or self._mapped.batch_sampler is None:
+            return None
+        batches = _batches_of(self._mapped)
+        batches.recorded = []
+        return batches.recorded
+
     def __iter__(self) -> Iterator[Any]:
         if self._resumed is not None:
             iterator, self._resumed = self._resumed, None
-        else:
+        elif self.shard.size == 1 or self._draws_alike:
             iterator = self._begin()
-        return self._counted(iterator)
+        else:
+            with self._common.begun(self.shard, find_generators(self.loader)):  # all ranks must reach this
+                iterator = self._begin()
+        return self._counted(iterator) if self.shard.size == 1 else self._weighed(iterator)
 
     def _begin(self) -> Iterator[Any]:
         self.n_drawn = 0
         self.n_passes += 1
         if self._mapped is None:
             self._note_start(b"")
-            return iter(self.loader)
+            return self._taken(iter(self.loader))
         batches = _batches_of(self._mapped)
         batches.begin(self._pass_key() if batches.is_tagged else b"", skip=0, on_start=self._note_start)
-        return iter(self._mapped)
+        iterator = iter(self._mapped)
+        if self.shard.size > 1:
+            batches.prime()
+        return iterator
+
+    def _taken(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """This rank's part of `batches`, of which the first step is read now."""
+        if self.shard.size == 1:
+            return batches
+        first = self._turns.read_step(batches)
+        if self.reads_all and not self._has_checked:
+            self._has_checked = True
+            self._turns.check_same(first, _described(self.loader))  # all ranks must reach this
+        draws_here = getattr(self.loader, "num_workers", 0) == 0 and not self._draws_alike
+        lend: Callable[[], AbstractContextManager[Any]] = self._common.drawing if draws_here else nullcontext
+        return self._turns.take(batches, first, lend)
 
     def _note_start(self, key: bytes) -> None:
         """Keep the generators' states as the sampler finds them when it draws its order."""
@@ -93,6 +195,14 @@ class PlacedLoader:
             self.n_drawn += 1
             yield batch
 
+    def _weighed(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        shares = self._turns.shares if self._mapped is None else _batches_of(self._mapped).shares
+        for batch in iterator:
+            self.n_drawn += 1
+            self.shares = shares.popleft()
+            yield batch
+        self.shares = ()
+
     # ----------------------------------------------------------------------------------------------------- state
 
     @property
@@ -104,9 +214,12 @@ class PlacedLoader:
         """Position in the running pass, and what it takes to begin it again; plain data and tensors."""
         start = self._start | {"rng": plain_rng(self._start["rng"])} if self._start else {}
         state = {"epoch": self.epoch, "n_drawn": self.n_drawn, "n_passes": self.n_passes, "start": start}
+        state["batch_size"] = self.batch_size
         state["generators"] = self._generators()
         if self.is_stateful:
             state["loader"] = self.loader.state_dict()
+            if self.shard.size > 1:
+                state["stream"] = self._common.state_dict()
         return state
 
     def resume(self, state: dict[str, Any], *, in_pass: bool) -> None:
@@ -120,24 +233,32 @@ class PlacedLoader:
         self._start = start = state["start"]
         if self.is_stateful and "loader" in state:
             self.loader.load_state_dict(state["loader"])
-            self._resumed = iter(self.loader) if in_pass else None
+            if self.shard.size > 1:
+                self._common.load_state_dict(state.get("stream") or start.get("rng"))
+            self._resumed = self._taken(iter(self.loader)) if in_pass else None
         elif not start:
             self._set_generators(state["generators"])
         elif not in_pass:
             self._start_persistent_workers()
             self._set_generators(state["generators"])
-        elif self._mapped is None:
-            restore_rng(start["rng"])
-            self._set_generators(start["generators"])
-            self._resumed = self._redrawn(self.n_drawn)
-            self._set_generators(state["generators"])
         else:
             restore_rng(start["rng"])
             self._set_generators(start["generators"])
-            batches = _batches_of(self._mapped)
-            batches.begin(bytes.fromhex(start["key"]), skip=self.n_drawn)
-            batches.prime()
-            self._resumed = self._iterator_without_seed()
+            self._resume_pass(bytes.fromhex(start["key"]))
+            if self._mapped is None:
+                self._set_generators(state["generators"])
+            if self.shard.size > 1:
+                self._common.note()
+
+    def _resume_pass(self, key: bytes) -> None:
+        if self._mapped is None:
+            self._resumed = self._redrawn(self.n_drawn)
+            return
+        batches = _batches_of(self._mapped)
+        # A file of one rank without workers has none.
+        batches.begin(key or (self._pass_key() if batches.is_tagged else b""), skip=self.n_drawn)
+        batches.prime()
+        self._resumed = self._iterator_without_seed()
 
     def begin_at(self, n_batches: int, *, n_passes: int = 0) -> None:
         """Begin a pass now, in the order it has now, without its first `n_batches`.
@@ -149,14 +270,22 @@ class PlacedLoader:
             n_passes: Passes of the epoch that lie before this one.
         """
         self.n_drawn, self.n_passes = n_batches, n_passes + 1
+        if self.shard.size == 1:
+            self._resumed = self._begun_at(n_batches)
+            return
+        with self._common.begun(self.shard, find_generators(self.loader)):  # all ranks must reach this
+            self._resumed = self._begun_at(n_batches)
+            if self._mapped is not None:
+                _batches_of(self._mapped).prime()
+
+    def _begun_at(self, n_batches: int) -> Iterator[Any]:
         if self._mapped is None:
             self._note_start(b"")
-            self._resumed = self._redrawn(n_batches)
-            return
+            return self._redrawn(n_batches)
         batches = _batches_of(self._mapped)
         key = self._pass_key() if batches.is_tagged else b""
         batches.begin(key, skip=n_batches, on_start=self._note_start)
-        self._resumed = iter(self._mapped)
+        return iter(self._mapped)
 
     def _iterator_without_seed(self) -> Any:
         """An iterator whose seed for workers is not drawn from the loader's own generator, which is past it."""
@@ -180,208 +309,48 @@ class PlacedLoader:
                 "again and dropped. This takes as long as loading them did; state_dict and load_state_dict avoid it."
             )
         iterator: Iterator[Any] = iter(self.loader)
-        deque(islice(iterator, n_batches), maxlen=0)
-        return iterator
+        if self.shard.size == 1:
+            deque(islice(iterator, n_batches), maxlen=0)
+            return iterator
+        for _ in range(n_batches):
+            self._turns.read_step(iterator)
+        return self._taken(iterator)
 
     # ------------------------------------------------------------------------------------------------- generators
 
     def _generators(self) -> list[Any]:
-        return [_get_generator(generator) for generator in _find_generators(self.loader)]
+        return [get_generator(generator) for generator in find_generators(self.loader)]
 
     def _set_generators(self, states: list[Any]) -> None:
-        for generator, state in zip(_find_generators(self.loader), states, strict=False):
-            _set_generator(generator, state)
+        for generator, state in zip(find_generators(self.loader), states, strict=False):
+            set_generator(generator, state)
 
 
-class PlacedBatches:
-    """The batch sampler of a loader (or its sampler, where it does not batch), with a place for every batch.
-
-    Args:
-        batches: What yields lists of indices, or single indices.
-        is_batched: Which of the two.
-        is_tagged: Whether indices carry their places to the workers.
-    """
-
-    def __init__(self, batches: Any, *, is_batched: bool, is_tagged: bool) -> None:
-        self.batches, self.is_batched, self.is_tagged = batches, is_batched, is_tagged
-        self.key, self.skip, self.is_empty = b"", 0, False
-        self.on_start: Callable[[bytes], None] | None = None
-        self._head: tuple[Iterator[Any], Any, int] | None = None
-        self._is_primed = False
-
-    def begin(
-        self, key: bytes, *, skip: int, on_start: Callable[[bytes], None] | None = None, is_empty: bool = False
-    ) -> None:
-        """Say what the next pass is.
-
-        Args:
-            key: Goes into the seeds of its samples.
-            skip: Batches to leave out.
-            on_start: Called with the key when the sampler is about to draw its order.
-            is_empty: Let the pass have no batch at all.
-        """
-        self.key, self.skip, self.on_start, self.is_empty = key, skip, on_start, is_empty
-        self._is_primed = False
-
-    def prime(self) -> None:
-        """Run the sampler to the position now, while the generators are as they were when the pass began."""
-        if not self._is_primed:
-            self._head, self._is_primed = self._advanced(), True
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Any]:
-        # Without tags a batch costs no Python call of ours. Both draw nothing before the first batch is asked for.
-        return self._tagged_batches() if self.is_tagged else chain.from_iterable(self._bare_parts())
-
-    def _take_head(self) -> tuple[Iterator[Any], Any, int]:
-        self.prime()
-        assert self._head is not None
-        head, self._head = self._head, None
-        return head
-
-    def _bare_parts(self) -> Iterator[Iterable[Any]]:
-        iterator, first, _ = self._take_head()
-        if first is not _END:
-            yield (first,)
-            yield iterator
-
-    def _tagged_batches(self) -> Iterator[Any]:
-        iterator, indices, place = self._take_head()
-        while indices is not _END:
-            yield PlacedIndices(indices if self.is_batched else [indices], self.key, place, self.is_batched)
-            place += len(indices) if self.is_batched else 1
-            indices = next(iterator, _END)
-
-    def _advanced(self) -> tuple[Iterator[Any], Any, int]:
-        """The sampler's iterator at the position, its next item, and the place of that."""
-        if self.on_start is not None:
-            self.on_start(self.key)
-        iterator, place = _skip(() if self.is_empty else self.batches, self.skip, is_batched=self.is_batched)
-        return iterator, next(iterator, _END), place
-
-
-class PlacedIndices(list[Any]):
-    """Indices of a batch, with the place of the first of them in its pass."""
-
-    def __init__(self, indices: Iterable[Any], key: bytes, place: int, is_batched: bool) -> None:
-        super().__init__(indices)
-        self.key, self.place, self.is_batched = key, place, is_batched
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return PlacedIndices, (list(self), self.key, self.place, self.is_batched)
-
-
-class PlacedDataset:
-    """A dataset in a worker process: seeds the generators before each sample. Everything else is the dataset's own."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.__dict__["_dataset"] = dataset
-        self.__dict__["_generators"] = None
-
-    def __getitems__(self, indices: Any) -> Any:
-        dataset = self._dataset
-        batched = getattr(dataset, "__getitems__", None)
-        if batched is not None:
-            self._seed(indices.key, indices.place)
-            return batched(list(indices))
-        samples = []
-        for offset, index in enumerate(indices):
-            self._seed(indices.key, indices.place + offset)
-            samples.append(dataset[index])
-        return samples
-
-    def __getitem__(self, index: Any) -> Any:
-        if not isinstance(index, PlacedIndices):
-            return self._dataset[index]
-        self._seed(index.key, index.place)
-        return self._dataset[list(index) if index.is_batched else index[0]]
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_dataset"], name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._dataset, name, value)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return PlacedDataset, (self._dataset,)
-
-    def _seed(self, key: bytes, place: int) -> None:
-        seed = int.from_bytes(hashlib.blake2b(place.to_bytes(8, "little"), key=key, digest_size=8).digest(), "little")
-        # The global function would also note a seed for every CUDA device, each time.
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        numpy = sys.modules.get("numpy")
-        if numpy is not None:
-            numpy.random.seed(seed & 0xFFFFFFFF)
-        if self._generators is None:
-            self.__dict__["_generators"] = _held_generators(self._dataset)
-        for generator in self._generators:
-            _seed_generator(generator, seed)
-
-
-# ------------------------------------------------------------------------------------------------------- samplers
-
-
-def _skip(batches: Any, n: int, *, is_batched: bool) -> tuple[Iterator[Any], int]:
-    """An iterator over `batches` with `n` of them behind it, and how many samples that were.
-
-    torch's own samplers are not stepped through: their order is one list, which is cut.
-    """
-    if n == 0:
-        return iter(batches), 0
-    if is_batched and type(batches) is BatchSampler:
-        n_samples = n * batches.batch_size
-        cut = _Cut(batches.sampler, n_samples)
-        return iter(BatchSampler(cut, batches.batch_size, batches.drop_last)), n_samples
-    if not is_batched:
-        return iter(_Cut(batches, n)), n
-    iterator, n_samples = iter(batches), 0
-    for indices in islice(iterator, n):
-        n_samples += len(indices)
-    return iterator, n_samples
-
-
-class _Cut:
-    """A sampler without its first `n` indices."""
-
-    def __init__(self, sampler: Any, n: int) -> None:
-        self.sampler, self.n = sampler, n
-
-    def __iter__(self) -> Iterator[int]:
-        sampler, n = self.sampler, self.n
-        if type(sampler) is SequentialSampler:
-            return iter(range(n, len(sampler)))
-        is_permutation = type(sampler) is RandomSampler and not sampler.replacement
-        if is_permutation and sampler.num_samples <= len(sampler.data_source):
-            return _rest_of_permutation(sampler, n)
-        return islice(iter(sampler), n, None)
-
-
-def _rest_of_permutation(sampler: RandomSampler, n: int) -> Iterator[int]:
-    """What a RandomSampler yields after `n` indices, drawing from its generator exactly as it does itself."""
-    size, generator = len(sampler.data_source), sampler.generator
-    if generator is None:
-        generator = torch.Generator()
-        generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
-    yield from torch.randperm(size, generator=generator)[n : sampler.num_samples].tolist()
-    if sampler.num_samples == size:  # it draws the next one before it sees that nothing of it is wanted
-        torch.randperm(size, generator=generator)
-
-
-def _copied_with_batches(loader: DataLoader[Any]) -> DataLoader[Any]:
+def _copied_with_batches(
+    loader: DataLoader[Any], shard: Shard, *, is_training: bool, is_whole: bool
+) -> DataLoader[Any]:
     """A copy of `loader` with `PlacedBatches` in the place of its batch sampler, or of its sampler."""
-    is_tagged = loader.num_workers > 0  # in the main process samples draw from the run's own generators
-    dataset = PlacedDataset(loader.dataset) if is_tagged else loader.dataset
-    if loader.batch_sampler is not None:
-        batches = PlacedBatches(loader.batch_sampler, is_batched=True, is_tagged=is_tagged)
+    # In the main process of a run on one rank samples draw from the run's own generators.
+    is_lent = shard.size > 1 and loader.num_workers == 0
+    is_tagged = is_training and not draws_nothing(loader.dataset) if is_lent else is_training and loader.num_workers > 0
+    dataset = PlacedDataset(loader.dataset, is_lent) if is_tagged else loader.dataset
+    is_batched = loader.batch_sampler is not None
+    batches = PlacedBatches(
+        loader.batch_sampler if is_batched else loader.sampler,
+        is_batched=is_batched,
+        is_tagged=is_tagged,
+        shard=shard,
+        is_whole=is_whole,
+        drops_last=is_training and _drops_last(loader),
+    )
+    if is_batched:
         return replaced(loader, dataset=dataset, batch_sampler=batches)
-    sampler = PlacedBatches(loader.sampler, is_batched=False, is_tagged=is_tagged)
-    return replaced(loader, dataset=dataset, sampler=sampler)
+    return replaced(loader, dataset=dataset, sampler=batches)
+
+
+def _drops_last(loader: Any) -> bool:
+    default = getattr(loader, "drop_last", False)
+    return bool(getattr(getattr(loader, "batch_sampler", None), "drop_last", default))
 
 
 def _batches_of(loader: DataLoader[Any]) -> PlacedBatches:
@@ -390,7 +359,8 @@ def _batches_of(loader: DataLoader[Any]) -> PlacedBatches:
     return found
 
 
-def _is_mapped(loader: Any) -> bool:
+def is_mapped(loader: Any) -> bool:
+    """Whether samples of `loader` are chosen by index, in this process."""
     if not isinstance(loader, DataLoader) or hasattr(loader, "state_dict"):
         return False
     return not isinstance(loader.dataset, IterableDataset)
@@ -399,68 +369,3 @@ def _is_mapped(loader: Any) -> bool:
 def _described(loader: Any) -> str:
     dataset = getattr(loader, "dataset", None)
     return f"the loader of {type(dataset).__name__}" if dataset is not None else type(loader).__name__
-
-
-# ----------------------------------------------------------------------------------------------------- generators
-
-
-def _find_generators(loader: Any) -> list[Any]:
-    """Generators that the loader draws from in this process, besides the global ones; each once, in fixed order."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    holders = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
-    found: dict[int, Any] = {}
-    for holder in holders:
-        for generator in _held_generators(holder):
-            found[id(generator)] = generator
-    if getattr(loader, "num_workers", 0) == 0:
-        for generator in _held_generators(getattr(loader, "dataset", None)):
-            found[id(generator)] = generator
-    return list(found.values())
-
-
-def _held_generators(holder: Any) -> list[Any]:
-    """Generators among the attributes of an object."""
-    numpy = sys.modules.get("numpy")
-    kinds: tuple[Any, ...] = (torch.Generator, random.Random)
-    if numpy is not None:
-        kinds += (numpy.random.Generator, numpy.random.RandomState)
-    try:
-        values = vars(holder).values()
-    except TypeError:
-        return []
-    return [value for value in values if isinstance(value, kinds)]
-
-
-def _get_generator(generator: Any) -> Any:
-    from fulgur.checkpoint.plain import to_plain
-
-    if isinstance(generator, torch.Generator):
-        return generator.get_state()
-    if isinstance(generator, random.Random):
-        return generator.getstate()
-    if hasattr(generator, "bit_generator"):
-        return to_plain(generator.bit_generator.state, where="state of a generator")
-    return to_plain(generator.get_state(legacy=False), where="state of a generator")
-
-
-def _set_generator(generator: Any, state: Any) -> None:
-    from fulgur.checkpoint.plain import from_plain
-
-    if isinstance(generator, torch.Generator):
-        generator.set_state(state)
-    elif isinstance(generator, random.Random):
-        version, words, gauss = state
-        generator.setstate((version, tuple(words), gauss))
-    elif hasattr(generator, "bit_generator"):
-        generator.bit_generator.state = from_plain(state)
-    else:
-        generator.set_state(from_plain(state))
-
-
-def _seed_generator(generator: Any, seed: int) -> None:
-    if isinstance(generator, torch.Generator):
-        generator.manual_seed(seed)
-    elif hasattr(generator, "bit_generator"):
-        generator.bit_generator.state = type(generator.bit_generator)(seed).state
-    else:
-        generator.seed(seed & 0xFFFFFFFF)

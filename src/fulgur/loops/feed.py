@@ -7,7 +7,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fulgur.data.combine import CombinedLoader, flatten_loaders, map_loaders
 from fulgur.data.fetch import Fetch
@@ -20,10 +20,19 @@ from fulgur.data.loaders import (
     without_drop_last,
 )
 from fulgur.data.position import PlacedLoader
+from fulgur.data.shard import Shard, is_sharded
 from fulgur.data.workers import seed_workers
 from fulgur.errors import MisconfigurationException
 
+if TYPE_CHECKING:
+    from fulgur.data.join import JoinedLoader
+    from fulgur.loops.weightless import Uncounted
+    from fulgur.metrics import MetricLog
+
 Transfer = Callable[[Any], Any]
+Weigh = Callable[[], tuple[float, float]]
+
+_WHOLE = Shard()
 
 
 @dataclass(slots=True)
@@ -38,7 +47,12 @@ class Feed:
         unpacks: Whether items are ``(batch, batch_idx, dataloader_idx)``, as of a `CombinedLoader`.
         is_exhausted: Whether the loaders are asked for an end after the last batch.
         epoch_setters: The ``set_epoch`` of their samplers.
-        placed: The loaders of training, which can be resumed.
+        placed: The loaders of training, which can be resumed; in an evaluation on several ranks, those that are split.
+        n_steps: The most batches that any rank takes from each; `n_batches` on one rank.
+        weighs: For each, what gives weight and lack of the batch yielded last (see `Fetch`); None where every batch
+            counts 1.
+        joined: The loaders whose lengths may differ between ranks.
+        is_divided: Whether there are several ranks, so that this one may have no batch where others have some.
     """
 
     structure: Any
@@ -50,8 +64,22 @@ class Feed:
     epoch_setters: tuple[Callable[[int], None], ...] = ()
     placed: list[PlacedLoader] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    n_steps: list[float] = field(default_factory=list)
+    weighs: list[Weigh | None] = field(default_factory=list)
+    joined: list[JoinedLoader] = field(default_factory=list)
+    is_divided: bool = False
 
-    def fetch(self, index: int, transfer: Transfer | None, at_most: float = math.inf) -> Fetch:
+    @property
+    def is_empty(self) -> bool:
+        """Whether no rank has anything to do."""
+        return not any(self.n_steps or self.n_batches)
+
+    def fetch(
+        self,
+        index: int,
+        transfer: Transfer | None,
+        at_most: float = math.inf,
+    ) -> Fetch:
         """Batches of the loader at `index`, `at_most` so many."""
         return Fetch(
             self.loaders[index],
@@ -60,6 +88,7 @@ class Feed:
             transfer=transfer,
             unpack=itemgetter(0) if self.unpacks[index] else None,
             is_exhausted=self.is_exhausted and at_most >= self.n_batches[index],
+            weigh=self.weighs[index] if self.weighs else None,
         )
 
     def set_epoch(self, epoch: int) -> None:
@@ -69,17 +98,29 @@ class Feed:
 
 
 def build_train_feed(
-    source: Any, *, limit: int | float, overfit: int | float, mode: Any, global_rank: int, name: str
+    source: Any,
+    *,
+    limit: int | float,
+    overfit: int | float,
+    mode: Any,
+    name: str,
+    shard: Shard = _WHOLE,
+    is_split: bool = True,
+    uneven: Any = "join",
 ) -> Feed:
     """One feed for training; several loaders are combined.
+
+    With several ranks all of them must call it.
 
     Args:
         source: A loader, or a collection of them.
         limit: ``limit_train_batches``.
         overfit: ``overfit_batches``; above 0 it is the limit, and samples come in the dataset's order.
         mode: How several loaders are combined.
-        global_rank: For the seeds of loader workers.
         name: Where `source` came from, for messages.
+        shard: The place of this process among those that see different data.
+        is_split: Whether each of them takes its part of the loaders; if not, loaders give each its own by themselves.
+        uneven: "join" or "error": what is done where such loaders have different lengths.
 
     Raises:
         MisconfigurationException: The loader is empty, or the limit leaves nothing of it.
@@ -93,30 +134,35 @@ def build_train_feed(
             "A CombinedLoader in mode 'sequential' cannot be trained on, for which epoch its loaders belong to is not "
             "clear. Use 'max_size_cycle', 'min_size' or 'max_size'."
         )
-    _prepare(combined, overfit=overfit, global_rank=global_rank)
+    if overfit:
+        combined.flattened = [sequential(loader) for loader in combined.flattened]
     structure = combined if combined is source else combined.iterables
-    placed = [PlacedLoader(loader) for loader in combined.flattened]
+    placed = [_placed(loader, shard, is_split) for loader in combined.flattened]
     is_bare = combined is not source and _is_plain(combined)
-    iterated = placed[0] if is_bare else _with_loaders(combined, placed)
+    iterated: Any = placed[0] if is_bare else _with_loaders(combined, placed)
     length = sized_length(iterated)
-    if length == 0 and limit != 0:
-        raise MisconfigurationException(_empty(name, combined.flattened, "limit_train_batches"))
-    n_batches = (
-        resolve_limit(length, overfit, name="overfit_batches")
-        if overfit
-        else resolve_limit(length, limit, name="limit_train_batches")
-    )
+    wanted, wanted_name = (overfit, "overfit_batches") if overfit else (limit, "limit_train_batches")
     setters = (*find_epoch_setters(combined.flattened), *(loader.set_epoch for loader in placed))
-    return Feed(
+    feed = Feed(
         structure=structure,
         loaders=[iterated],
-        n_batches=[n_batches],
+        n_batches=[],
         is_sized=[not math.isinf(length)],
         unpacks=[not is_bare],
-        is_exhausted=n_batches == length,
         epoch_setters=setters,
         placed=placed,
     )
+    if shard.size > 1:
+        from fulgur.loops.several import join_training
+
+        feed.is_divided = True
+        length = join_training(feed, shard, limit=(wanted, wanted_name), uneven=uneven)
+    if length == 0 and limit != 0:
+        raise MisconfigurationException(_empty(name, combined.flattened, "limit_train_batches"))
+    if not feed.n_batches:
+        feed.n_batches = [resolve_limit(length, wanted, name=wanted_name)]
+        feed.is_exhausted = feed.n_batches[0] == length
+    return feed
 
 
 def build_eval_feed(
@@ -124,17 +170,22 @@ def build_eval_feed(
     *,
     limit: int | float,
     overfit: int | float = 0,
-    global_rank: int,
     name: str,
     limit_name: str,
     keeps_all: bool = False,
+    shard: Shard = _WHOLE,
+    is_split: bool = True,
+    is_collective: bool = False,
 ) -> Feed:
     """A feed for validation, test or prediction: several loaders run one after the other.
+
+    With several ranks all of them must call it.
 
     Args:
         keeps_all: Whether a last batch that is not full is kept even where the loader would drop it, and whether a
             loader may be empty (predict).
-        source, limit, overfit, global_rank, name: As for `build_train_feed`.
+        is_collective: Whether a batch needs all ranks, so that all must have as many.
+        source, limit, overfit, name, shard, is_split: As for `build_train_feed`.
         limit_name: The Trainer argument behind `limit`, for messages.
 
     Raises:
@@ -154,27 +205,48 @@ def build_eval_feed(
         if overfit:
             structure = map_loaders(structure, sequential)
         loaders = flatten_loaders(structure)
-    for loader in loaders:
-        seed_workers(loader, global_rank=global_rank)
-    lengths = [sized_length(loader) for loader in loaders]
     wanted, wanted_name = (overfit, "overfit_batches") if overfit else (limit, limit_name)
-    if 0 in lengths and limit != 0 and not keeps_all:
-        raise MisconfigurationException(_empty(name, loaders, limit_name))
-    return Feed(
+    feed = Feed(
         structure=structure,
         loaders=loaders,
-        n_batches=[resolve_limit(length, wanted, name=wanted_name) for length in lengths],
-        is_sized=[not math.isinf(length) for length in lengths],
+        n_batches=[],
+        is_sized=[],
         unpacks=[isinstance(loader, CombinedLoader) for loader in loaders],
         epoch_setters=find_epoch_setters(loaders),
         names=_names(structure, len(loaders)),
     )
+    if shard.size > 1:
+        from fulgur.loops.several import split_evaluation
+
+        feed.is_divided = True
+        lengths, of_longest = split_evaluation(
+            feed, shard, is_split=is_split, is_collective=is_collective, keeps_all=keeps_all
+        )
+    else:
+        for loader in loaders:
+            seed_workers(loader)
+        lengths = of_longest = [sized_length(loader) for loader in loaders]
+    if 0 in of_longest and limit != 0 and not keeps_all:
+        raise MisconfigurationException(_empty(name, loaders, limit_name))
+    feed.n_steps = [resolve_limit(length, wanted, name=wanted_name) for length in of_longest]
+    feed.n_batches = [min(own, most) for own, most in zip(lengths, feed.n_steps, strict=True)]
+    feed.is_sized = [not math.isinf(length) for length in lengths]
+    return feed
 
 
-def _prepare(combined: CombinedLoader, *, overfit: int | float, global_rank: int) -> None:
-    if overfit:
-        combined.flattened = [sequential(loader) for loader in combined.flattened]
-    seed_workers(combined, global_rank=global_rank)
+def uncounted(metrics: MetricLog, stage: str) -> Uncounted:
+    """What keeps batches of weight 0 out of the numbers of `stage`."""
+    from fulgur.loops.weightless import Uncounted
+
+    return Uncounted(metrics, stage)
+
+
+def _placed(loader: Any, shard: Shard, is_split: bool) -> PlacedLoader:
+    """`loader`, of which ranks take their parts, unless it gives each its own."""
+    is_parted = is_split and not is_sharded(loader, shard.size)
+    # Ranks that read the same need the same seeds.
+    seed_workers(loader, global_rank=0 if is_parted else shard.rank)
+    return PlacedLoader(loader, shard, is_split=is_parted)
 
 
 def _with_loaders(combined: CombinedLoader, loaders: list[Any]) -> CombinedLoader:

@@ -65,6 +65,7 @@ class Arguments:
     default_root_dir: str | os.PathLike[str] | None = None
     enable_autolog_hparams: bool = True
     model_registry: str | None = None
+    uneven_loaders: Literal["join", "error"] = "join"
 
 
 @dataclass(slots=True, kw_only=True)

@@ -187,6 +187,14 @@ def _model_registry(name: str, value: Any) -> str | None:
     return None if value is None else str(value).partition(":")[0]
 
 
+def _uneven_loaders(name: str, value: Any) -> Literal["join", "error"]:
+    if value is None or value == "join" or value == "error":
+        return value or "join"
+    raise MisconfigurationException(
+        f"{name}={value!r} is unknown. Use 'join': ranks whose loader has ended wait for the others; or 'error'."
+    )
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -227,6 +235,7 @@ _RULES: dict[str, Rule] = {
     "benchmark": _flag(None),
     "inference_mode": _flag(True),
     "use_distributed_sampler": _flag(True),
+    "uneven_loaders": _uneven_loaders,
     "detect_anomaly": _flag(False),
     "barebones": _flag(False),
     "sync_batchnorm": _flag(False),
