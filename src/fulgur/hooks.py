@@ -267,7 +267,8 @@ _CALLED_ELSEWHERE = ("on_init_start", "on_init_end", "on_keyboard_interrupt")
 
 def nearest_own(owner: object, name: str, base: type) -> str:
     """A clause that names what `owner` defines beyond `base` and perhaps meant as `name`; empty if there is nothing."""
-    found = get_close_matches(name, _own_names(owner, base), n=1, cutoff=0.75)
+    others = [other for other in _own_names(owner, base) if other != name]
+    found = get_close_matches(name, others, n=1, cutoff=0.75)
     return f" It has {found[0]}: rename that?" if found else ""
 
 
@@ -368,11 +369,14 @@ def reads_outputs(hooks: Hooks) -> bool:
 def overrides(listener: object, name: str, base: type) -> bool:
     """Whether `listener` defines `name` itself, on its class or on the instance.
 
-    A wrapper that only re-wraps the base method (`functools.wraps`) does not count.
+    A wrapper that only re-wraps the base method (`functools.wraps`) does not count, nor does None.
     """
-    if name in getattr(listener, "__dict__", {}):
-        return True
+    own = getattr(listener, "__dict__", {})
+    if name in own:
+        return own[name] is not None
     method: Any = getattr(type(listener), name, None)
+    if method is None:
+        return False
     while hasattr(method, "__wrapped__"):
         method = method.__wrapped__
     return method is not getattr(base, name, None)

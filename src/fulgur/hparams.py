@@ -103,7 +103,6 @@ class HyperparametersMixin:
                 f"{type(self).__name__}.save_hyperparameters() was called outside of __init__, where there is nothing "
                 "to save. Call it in __init__, or give it a dict.",
                 PossibleUserWarning,
-                stacklevel=2,
             )
         ignored = _names(ignore)
         self._merge_hyperparameters(saved, ignored)
@@ -253,7 +252,6 @@ def _warn_of_modules(hparams: dict[str, Any]) -> None:
                 f"The hyperparameter {name!r} is a {type(value).__name__}, an nn.Module whose weights are in the "
                 f"checkpoint already. Leave it out: self.save_hyperparameters(ignore=[{name!r}]).",
                 PossibleUserWarning,
-                stacklevel=4,
             )
 
 

@@ -394,8 +394,9 @@ def _check_training(trainer: Trainer, module: LightningModule) -> None:
 
 def _check_has_step(module: LightningModule, step: str) -> None:
     if not overrides(module, step, LightningModule):
+        lack = "has no" if getattr(module, step, None) is not None else "sets to None its"
         raise MisconfigurationException(
-            f"{type(module).__name__} has no {step}.{nearest_own(module, step, LightningModule)} "
+            f"{type(module).__name__} {lack} {step}.{nearest_own(module, step, LightningModule)} "
             f"Define {step}(self, batch, batch_idx)."
         )
 
@@ -405,11 +406,19 @@ def _check_sources(trainer: Trainer, call: Call) -> None:
     module = trainer.lightning_module
     if find_source(trainer, call, "train") is None:
         raise MisconfigurationException(missing_loader(trainer, "train"))
-    if call.sources.get("val") is not None and not overrides(module, "validation_step", LightningModule):
+    if overrides(module, "validation_step", LightningModule):
+        return
+    nearest = nearest_own(module, "validation_step", LightningModule)
+    if call.sources.get("val") is not None:
         rank_zero_warn(
             f"A validation loader was passed to trainer.fit, and {type(module).__name__} has no validation_step, so it "
-            f"is not used.{nearest_own(module, 'validation_step', LightningModule)} Define validation_step(self, "
-            "batch, batch_idx), or leave the loader out.",
+            f"is not used.{nearest} Define validation_step(self, batch, batch_idx), or leave the loader out.",
+            PossibleUserWarning,
+        )
+    elif nearest and (source := find_source(trainer, call, "val")) is not None:  # else the loader may be for others
+        rank_zero_warn(
+            f"{source[0]} gives a validation loader, and {type(module).__name__} has no validation_step, so it is not "
+            f"used.{nearest}",
             PossibleUserWarning,
         )
 

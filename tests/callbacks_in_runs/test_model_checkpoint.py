@@ -157,10 +157,10 @@ def test_save_happens_in_validation_or_at_the_epochs_end(
 
 
 def test_time_interval_saves_when_it_has_passed(fit: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fulgur.callbacks import model_checkpoint
+    from fulgur.callbacks import checkpoint_schedule
 
     now = [0.0]
-    monkeypatch.setattr(model_checkpoint, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoint_schedule, "monotonic", lambda: now[0])
 
     class Clock(Callback):
         def on_train_batch_start(self, *args: Any) -> None:
@@ -482,3 +482,30 @@ def test_ranking_can_be_written_down(fit: Any, folder: Path) -> None:
     saver.to_yaml()
     ranked = yaml.safe_load((folder / "best_k_models.yaml").read_text())
     assert ranked == {str(folder / "epoch=0-step=2.ckpt"): 3.0, str(folder / "epoch=1-step=4.ckpt"): 1.0}
+
+
+class TestDirectoryThatCannotBe:
+    """Known at setup, before anything is trained."""
+
+    @pytest.mark.parametrize("below", ["", "runs/today"])
+    def test_file_in_its_place_is_an_error(
+        self, below: str, tiny: Any, make_trainer: Any, loader: Any, tmp_path: Path
+    ) -> None:
+        (tmp_path / "taken").write_text("")
+        trainer = make_trainer(callbacks=ModelCheckpoint(tmp_path / "taken" / below))
+        seen: list[str] = []
+        module = tiny(setup=lambda self, stage: seen.append("setup"))
+        with pytest.raises(MisconfigurationException, match=r"dirpath='.*/taken.*'\): '.*/taken' is a file"):
+            trainer.fit(module, loader(2))
+        assert seen == []
+
+    def test_evaluation_does_not_mind(self, tiny: Any, make_trainer: Any, loader: Any, tmp_path: Path) -> None:
+        (tmp_path / "taken").write_text("")
+        trainer = make_trainer(callbacks=ModelCheckpoint(tmp_path / "taken"))
+        assert trainer.validate(tiny(), loader(1), verbose=False) == [{"score": 0.0}]
+
+    def test_link_to_a_directory_is_one(self, fit: Any, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "real").mkdir()
+        folder.symlink_to(tmp_path / "real")
+        fit()
+        assert names(folder) == ["epoch=3-step=8.ckpt"]

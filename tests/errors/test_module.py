@@ -9,7 +9,7 @@ import torch
 from tests.errors.conftest import Bare, Manual, Net, loader, net, quiet, refused
 from torch import Tensor, nn
 
-from fulgur import LightningModule, Trainer
+from fulgur import LightningDataModule, LightningModule, Trainer
 from fulgur.errors import MisconfigurationException, PossibleUserWarning
 
 
@@ -66,6 +66,21 @@ def test_no_evaluation_step(entry: str, step: str) -> None:
     assert module.stages == []
 
 
+@pytest.mark.parametrize(
+    ("entry", "step"), [("fit", "training_step"), ("validate", "validation_step"), ("test", "test_step")]
+)
+def test_step_that_is_set_to_none(entry: str, step: str) -> None:
+    trainer, module = quiet(), net(**{step: None})
+    words = f"Net sets to None its {step}. Define {step}(self, batch, batch_idx)."
+    refused(trainer, lambda: getattr(trainer, entry)(module, loader()), MisconfigurationException, words, module=module)
+
+
+def test_hook_that_is_set_to_none_is_not_called() -> None:
+    module = net(validation_step=None, on_train_start=None, on_train_batch_end=None)
+    quiet().fit(module, loader())
+    assert module.n_steps == 4
+
+
 def test_nothing_to_predict_with() -> None:
     trainer, module = quiet(), Bare()
     words = "Bare has neither predict_step nor forward", "Define one"
@@ -79,6 +94,40 @@ def test_validation_loader_without_validation_step_is_told() -> None:
 
     with pytest.warns(PossibleUserWarning, match=r"Slip has no validation_step.*It has validaton_step: rename that\?"):
         quiet().fit(Slip(), loader(), loader())
+
+
+def test_misspelt_validation_step_is_told_whoever_gives_the_loader() -> None:
+    class Slip(OnlyStep, OnlyOptimizer):
+        def valiation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    class WithLoader(Slip):
+        def val_dataloader(self) -> Any:
+            return loader()
+
+    class Data(LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return loader()
+
+        val_dataloader = train_dataloader
+
+    said = r"{}\.val_dataloader\(\) gives a validation loader, and .* It has valiation_step: rename that\?"
+    with pytest.warns(PossibleUserWarning, match=said.format("WithLoader")):
+        quiet().fit(WithLoader(), loader())
+    with pytest.warns(PossibleUserWarning, match=said.format("Data")):
+        quiet().fit(Slip(), datamodule=Data())
+
+
+def test_datamodule_may_have_a_validation_loader_that_a_module_does_not_want() -> None:
+    class Plain(OnlyStep, OnlyOptimizer):
+        pass
+
+    class Data(LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return loader()
+
+        val_dataloader = train_dataloader
+
+    quiet().fit(Plain(), datamodule=Data())
 
 
 @pytest.mark.parametrize(

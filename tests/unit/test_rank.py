@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import linecache
 import logging
 import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import torch
 
+import fulgur
 from fulgur import rank
+from fulgur.errors import PossibleUserWarning
 from fulgur.rank import (
     find_launcher_rank,
     rank_zero_debug,
@@ -155,6 +160,65 @@ def test_warning_points_at_the_caller() -> None:
         setting()
     assert caught[0].filename == __file__
     assert caught[0].lineno == sys._getframe().f_lineno - 2
+
+
+def test_warning_of_fulgur_points_at_the_line_of_the_program() -> None:
+    """Through several functions of fulgur, a context manager and `nn.Module.__call__`."""
+
+    class Net(fulgur.LightningModule):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self.layer(batch).mean()
+
+        def valdation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    net = Net()
+    net.layer = torch.nn.Linear(1, 1)
+    trainer = fulgur.Trainer(fast_dev_run=True, accelerator="cpu", enable_progress_bar=False)
+    data = [torch.ones(1, 1)]
+    with pytest.warns(PossibleUserWarning, match="valdation_step") as caught:
+        trainer.fit(net, data, data)
+    assert (caught[0].filename, caught[0].lineno) == (__file__, sys._getframe().f_lineno - 1)
+
+
+def test_warning_within_a_hook_points_into_the_hook() -> None:
+    batch = {"a": torch.ones(3), "b": torch.ones(2)}
+
+    class Net(fulgur.LightningModule):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = self.layer.weight.sum()
+            self.log("loss", loss, on_epoch=True)
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    net = Net()
+    net.layer = torch.nn.Linear(1, 1)
+    trainer = fulgur.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    with pytest.warns(PossibleUserWarning, match="differ in their first dimension") as caught:
+        trainer.fit(net, [batch])
+    assert caught[0].filename == __file__
+    assert "self.log" in linecache.getline(__file__, caught[0].lineno)
+
+
+def test_warning_without_a_line_of_the_program_is_issued_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank, "_PASSED_OVER", ("",))
+    with pytest.warns(RuntimeWarning, match="may be wrong"):
+        rank_zero_warn("may be wrong", RuntimeWarning)
+
+
+def test_stacklevel_of_a_program_counts_for_its_own_calls() -> None:
+    def inner() -> None:
+        rank_zero_warn("may be wrong", RuntimeWarning, stacklevel=1)
+
+    with pytest.warns(RuntimeWarning) as caught:
+        inner()
+    assert "rank_zero_warn(" in linecache.getline(__file__, caught[0].lineno)
 
 
 def test_warning_is_silent_on_other_ranks() -> None:

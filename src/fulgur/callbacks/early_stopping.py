@@ -43,7 +43,7 @@ class EarlyStopping(Callback):
         monitor: Name under which the metric is logged.
         min_delta: Smallest change that counts as an improvement, in units of the metric.
         patience: Checks without improvement after which to stop. 0 stops like 1: at the first of them.
-        verbose: Log a line at each improvement and at the stop.
+        verbose: Log a line at each improvement and at the stop. A stop on a value that is not finite is always logged.
         mode: ``"min"`` if smaller is better, ``"max"`` if larger is. ``"auto"`` (1.x) means ``"max"`` for metrics
             with ``acc`` in their name and ``"min"`` for all others.
         strict: Raise if the metric is missing at a check; False skips the check.
@@ -146,7 +146,10 @@ class EarlyStopping(Callback):
         current = self._find_metric(trainer.callback_metrics)
         if current is not None:
             self.stopping_reason, self.stopping_reason_message = self._judge(current)
-            self._report(self.stopping_reason_message, trainer)
+            # A run that ends on a number that is none is not as it should be: that is said to everyone.
+            is_broken = self.stopping_reason is EarlyStoppingReason.NON_FINITE_METRIC
+            if self.stopping_reason_message is not None:
+                self._report(f"{self.stopping_reason_message} Stopping.", trainer, always=is_broken)
         should_stop = current is not None and self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
         # all ranks must reach this
         if trainer.strategy.reduce_boolean_decision(should_stop, all=False):
@@ -171,14 +174,23 @@ class EarlyStopping(Callback):
         """Decide on one value, and take it into the record of the best."""
         if self.check_finite and not bool(torch.isfinite(current)):
             reason = EarlyStoppingReason.NON_FINITE_METRIC
-            return reason, f"{self.monitor} = {current:.6g} is not finite; the best was {self.best_score:.6g}."
+            return (
+                reason,
+                f"{self.monitor} = {current:.6g} is not finite; the best was {self.best_score:.6g}.",
+            )
         if self.stopping_threshold is not None and self._is_better(current, self.stopping_threshold):
             reason = EarlyStoppingReason.STOPPING_THRESHOLD
             self.best_score = current if self._is_better(current, self.best_score) else self.best_score
-            return reason, f"{self.monitor} = {current:.6g} is better than the threshold {self.stopping_threshold}."
+            return (
+                reason,
+                f"{self.monitor} = {current:.6g} is better than the threshold {self.stopping_threshold}.",
+            )
         if self.divergence_threshold is not None and self._is_better(self.divergence_threshold, current):
             reason = EarlyStoppingReason.DIVERGENCE_THRESHOLD
-            return reason, f"{self.monitor} = {current:.6g} is worse than the threshold {self.divergence_threshold}."
+            return (
+                reason,
+                f"{self.monitor} = {current:.6g} is worse than the threshold {self.divergence_threshold}.",
+            )
         return self._judge_improvement(current)
 
     def _judge_improvement(self, current: Tensor) -> tuple[EarlyStoppingReason, str | None]:
@@ -192,14 +204,15 @@ class EarlyStopping(Callback):
             return EarlyStoppingReason.NOT_STOPPED, None
         return (
             EarlyStoppingReason.PATIENCE_EXHAUSTED,
-            f"{self.monitor} did not improve in {self.wait_count} checks; the best was {self.best_score:.6g}.",
+            f"{self.monitor} = {current:.6g} did not improve in {self.wait_count} checks; "
+            f"the best was {self.best_score:.6g}.",
         )
 
     def _is_better(self, value: Tensor | float, than: Tensor | float) -> bool:
         return bool(value < than if self.mode == "min" else value > than)
 
-    def _report(self, message: str | None, trainer: Trainer) -> None:
-        if message is None or not self.verbose:
+    def _report(self, message: str, trainer: Trainer, *, always: bool = False) -> None:
+        if not (self.verbose or always):
             return
         if trainer.is_global_zero:
             rank_zero_info(f"EarlyStopping: {message}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from torch.optim import Optimizer
 
 from fulgur.errors import MisconfigurationException, PossibleUserWarning
 from fulgur.hooks import Callback
+from fulgur.rank import rank_zero_warn
 
 if TYPE_CHECKING:
     from fulgur.module import LightningModule
@@ -80,10 +80,9 @@ class LearningRateMonitor(Callback):
         for one in watched:
             _check_group_names(one.optimizer)
         if self.log_momentum and not any(_find_momentum(g) is not None for w in watched for g in _groups(w)):
-            warnings.warn(
+            rank_zero_warn(
                 "LearningRateMonitor(log_momentum=True): no optimizer here has a momentum or betas to log.",
                 PossibleUserWarning,
-                stacklevel=2,
             )
         self._at_step = tuple(w for w in watched if (self.logging_interval or w.interval) != "epoch")
         self._at_epoch = tuple(w for w in watched if (self.logging_interval or w.interval) != "step")

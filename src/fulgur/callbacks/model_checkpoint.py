@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
 from datetime import timedelta
-from functools import partial
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor
 
-from fulgur.callbacks.background_saves import BackgroundSaves
 from fulgur.callbacks.checkpoint import Checkpoint
-from fulgur.checkpoint.io import AsyncCheckpointIO
-from fulgur.checkpoint.location import canonical, is_inside, is_remote, join, list_files
+from fulgur.callbacks.checkpoint_arguments import check_link, check_retention, check_saving, check_triggers
+from fulgur.callbacks.checkpoint_places import directory_of_run, find_obstacle, warn_of_files
+from fulgur.callbacks.checkpoint_ranking import find_best_and_worst, is_better, missing_metric, rankable
+from fulgur.callbacks.checkpoint_saves import Saves
+from fulgur.callbacks.checkpoint_schedule import (
+    IntervalClock,
+    has_validation,
+    is_epoch_due,
+    not_counted_as_override,
+    saves_on_train_epoch_end,
+    validation_follows,
+)
+from fulgur.checkpoint.location import canonical, join, list_files
 from fulgur.checkpoint.names import format_name, name_pattern
-from fulgur.checkpoint.write import checkpoint_exists, link_checkpoint
-from fulgur.errors import CheckpointError, MisconfigurationException, PossibleUserWarning, nearest_name
+from fulgur.checkpoint.write import checkpoint_exists
+from fulgur.errors import CheckpointError, MisconfigurationException, PossibleUserWarning
 from fulgur.hooks import Callback, ignores_outputs
 from fulgur.rank import rank_zero_warn
 
@@ -27,23 +33,7 @@ if TYPE_CHECKING:
     from fulgur.module import LightningModule
     from fulgur.trainer import Trainer
 
-Method = TypeVar("Method", bound=Callable[..., Any])
-
 _STATE_OF_THE_DIRECTORY = ("best_model_score", "best_k_models", "kth_best_model_path", "kth_value", "last_model_path")
-
-
-def _not_counted_as_override(base: Callable[..., Any]) -> Callable[[Method], Method]:
-    """Make `fulgur.hooks.overrides` see a method as the base's own.
-
-    The loop then calls it only for an instance that asks for it, while a subclass that overrides it can still call
-    ``super()``.
-    """
-
-    def mark(method: Method) -> Method:
-        method.__wrapped__ = base  # type: ignore[attr-defined]
-        return method
-
-    return mark
 
 
 class ModelCheckpoint(Checkpoint):
@@ -154,49 +144,19 @@ class ModelCheckpoint(Checkpoint):
         self._has_deferred_save = False
         self._has_validated = False
         self._has_warned_of_monitor = False
-        self._resumed_from = ""
-        self._background: BackgroundSaves | None = None
-        self._clock = _IntervalClock(train_time_interval)
+        self._saves = Saves(self)
+        self._clock = IntervalClock(train_time_interval)
 
-        self._check_arguments()
+        check_retention(save_top_k=save_top_k, monitor=monitor, mode=mode)
+        check_saving(save_last=save_last, on_save_error=on_save_error)
+        check_link(save_last, self.dirpath)
+        check_triggers(
+            every_n_train_steps=self._every_n_train_steps,
+            every_n_epochs=self._every_n_epochs,
+            train_time_interval=train_time_interval,
+        )
         if self._every_n_train_steps or train_time_interval is not None:
             self.__dict__["on_train_batch_end"] = self.on_train_batch_end
-
-    def _check_arguments(self) -> None:
-        if self.save_top_k < -1:
-            raise MisconfigurationException(
-                f"save_top_k={self.save_top_k} is not possible. Use -1 to keep all, or 0 or more."
-            )
-        if self.monitor is None and self.save_top_k not in (-1, 0, 1):
-            raise MisconfigurationException(
-                f"save_top_k={self.save_top_k} needs something to rank by, and monitor is None. "
-                "Pass monitor=<a logged metric>, or save_top_k=1 (newest), -1 (all) or 0 (none)."
-            )
-        if self.mode not in ("min", "max"):
-            raise MisconfigurationException(f"mode={self.mode!r} is not possible. Use 'min' or 'max'.")
-        if self.save_last not in (None, True, False, "link"):
-            raise MisconfigurationException(f"save_last={self.save_last!r} is not possible. Use True, False or 'link'.")
-        if self.on_save_error not in ("stop", "continue"):
-            raise MisconfigurationException(
-                f"on_save_error={self.on_save_error!r} is not possible. Use 'stop' or 'continue'."
-            )
-        self._check_link()
-        self._check_triggers()
-
-    def _check_triggers(self) -> None:
-        steps, epochs, interval = self._every_n_train_steps, self._every_n_epochs, self._train_time_interval
-        for name, value in (("every_n_train_steps", steps), ("every_n_epochs", epochs)):
-            if value < 0:
-                raise MisconfigurationException(f"{name}={value} is negative. Use 0 to turn it off.")
-        if (steps >= 1) + (epochs >= 1) + (interval is not None) > 1:
-            raise MisconfigurationException(
-                f"every_n_train_steps={steps}, every_n_epochs={epochs} and train_time_interval={interval} exclude each "
-                "other. Keep one, and add a second ModelCheckpoint for another."
-            )
-
-    def _check_link(self) -> None:
-        if self.save_last == "link" and self.dirpath is not None and is_remote(self.dirpath):
-            raise ValueError(f"save_last='link' needs a local directory, not {self.dirpath!r}. Use save_last=True.")
 
     @property
     def state_key(self) -> str:
@@ -241,23 +201,27 @@ class ModelCheckpoint(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.fast_dev_run:
             return
-        dirpath = self._resolve_dirpath(trainer) if trainer.is_global_zero else None
-        self.dirpath = trainer.strategy.broadcast(dirpath)  # all ranks must reach this
-        self._check_link()
+        dirpath = self._resolve_dirpath(trainer) if trainer.is_global_zero else ""
+        obstacle = find_obstacle(dirpath) if dirpath and stage == "fit" else None
+        self.dirpath, obstacle = trainer.strategy.broadcast((dirpath, obstacle))  # all ranks must reach this
+        check_link(self.save_last, self.dirpath)
+        if obstacle is not None:
+            raise MisconfigurationException(
+                f"ModelCheckpoint(dirpath={self.dirpath!r}): {obstacle!r} is a file, so that there can be no directory "
+                "for checkpoints. Choose another dirpath, or move the file."
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Resolved now: a link may point elsewhere by the time something is deleted.
-        self._resumed_from = canonical(trainer.ckpt_path) if trainer.ckpt_path else ""
-        if self.async_save or isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
-            self._background = BackgroundSaves(trainer, on_failure=partial(self._settle, trainer))
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            self._warn_of_files(trainer)  # not before it is known whether the run goes on from one of them
+        self._saves.begin(trainer)
+        is_continued = bool(trainer.ckpt_path) or bool(self._last_checkpoint_saved)
+        if trainer.is_global_zero and not trainer.fast_dev_run and self.save_top_k != 0 and not is_continued:
+            warn_of_files(self.dirpath)  # not before it is known whether the run goes on from one of them
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._clock.restart()
 
     @ignores_outputs
-    @_not_counted_as_override(Callback.on_train_batch_end)
+    @not_counted_as_override(Callback.on_train_batch_end)
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -279,7 +243,9 @@ class ModelCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_due = self._is_epoch_due(trainer) and self._saves_on_train_epoch_end(trainer)
+        is_due = is_epoch_due(trainer, self._every_n_epochs) and saves_on_train_epoch_end(
+            trainer, self._save_on_train_epoch_end
+        )
         is_overdue = self._has_deferred_save and not self._awaits_first_validation(trainer)
         if (is_due or is_overdue) and not self._should_skip(trainer):
             self._save(trainer)
@@ -288,19 +254,21 @@ class ModelCheckpoint(Checkpoint):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._has_validated = True
-        is_due = self._is_epoch_due(trainer) and not self._saves_on_train_epoch_end(trainer)
+        is_due = is_epoch_due(trainer, self._every_n_epochs) and not saves_on_train_epoch_end(
+            trainer, self._save_on_train_epoch_end
+        )
         if (is_due or self._has_deferred_save) and not self._should_skip(trainer):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.save_last and not self._last_checkpoint_saved and not self._should_skip(trainer):
-            with self._errors_as_told():
-                self._prune(trainer, self._save_last(trainer, self._candidates(trainer)))
-        self._settle(trainer)
+            with self._saves.errors_as_told():
+                self._saves.prune(trainer, self._save_last(trainer, self._candidates(trainer)))
+        self._saves.settle(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         try:
-            self._settle(trainer)
+            self._saves.settle(trainer)
             if self.save_on_exception and not self._should_skip(trainer):
                 self._save_on_exception(trainer)
         except CheckpointError as error:
@@ -309,21 +277,15 @@ class ModelCheckpoint(Checkpoint):
 
     def _save_on_exception(self, trainer: Trainer) -> None:
         candidates = self._candidates(trainer)
-        with self._together():
+        with self._saves.together():
             path = self._free_path(trainer, candidates, self.filename)
-            self._save_file(trainer, path, self._state())
+            self._saves.save(trainer, path, self._saves.noted())
             if self.save_last:
-                self._prune(trainer, self._save_last(trainer, candidates))
-        self._settle(trainer)
+                self._saves.prune(trainer, self._save_last(trainer, candidates))
+        self._saves.settle(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._background is not None:
-            background = self._background
-            try:
-                self._settle(trainer)
-            finally:
-                self._background = None
-                background.release()
+        self._saves.end(trainer)
 
     def _should_skip(self, trainer: Trainer) -> bool:
         return bool(
@@ -333,19 +295,9 @@ class ModelCheckpoint(Checkpoint):
             or trainer.global_step == self._last_global_step_saved
         )
 
-    def _is_epoch_due(self, trainer: Trainer) -> bool:
-        return self._every_n_epochs >= 1 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
-
-    def _saves_on_train_epoch_end(self, trainer: Trainer) -> bool:
-        if self._save_on_train_epoch_end is not None:
-            return self._save_on_train_epoch_end
-        if not isinstance(trainer.val_check_interval, (int, float)) or trainer.check_val_every_n_epoch != 1:
-            return False
-        return not _has_validation(trainer) or trainer.val_check_interval == 1.0
-
     def _awaits_first_validation(self, trainer: Trainer) -> bool:
         is_missing = self.monitor is not None and not self._knows_monitored(trainer)
-        return is_missing and not self._has_validated and _has_validation(trainer)
+        return is_missing and not self._has_validated and has_validation(trainer)
 
     def _knows_monitored(self, trainer: Trainer) -> bool:
         return self.monitor in ("epoch", "step") or self.monitor in trainer.callback_metrics
@@ -354,8 +306,10 @@ class ModelCheckpoint(Checkpoint):
         """Whether a better moment to save is near: the metric is not there yet, or will be renewed after this batch."""
         if self.monitor is not None and not self._knows_monitored(trainer):
             return True
-        needs_validation = self.monitor is not None or not self._saves_on_train_epoch_end(trainer)
-        return needs_validation and _validation_follows(trainer, batch_idx)
+        needs_validation = self.monitor is not None or not saves_on_train_epoch_end(
+            trainer, self._save_on_train_epoch_end
+        )
+        return needs_validation and validation_follows(trainer, batch_idx)
 
     # ---- what -----------------------------------------------------------------------------------------------------
 
@@ -363,41 +317,14 @@ class ModelCheckpoint(Checkpoint):
         """One save in full: the ranked file, the last one, then the files that have to go."""
         self._has_deferred_save = False
         candidates = self._candidates(trainer)
-        with self._errors_as_told(), self._together():
+        with self._saves.errors_as_told(), self._saves.together():
             obsolete = self._save_top_k(trainer, candidates)
             obsolete_last = ""
             if self._should_refresh_last(trainer):
                 obsolete_last = self._save_last(trainer, candidates)
             # order matters: nothing is deleted before all that replaces it is on the disk
-            self._prune(trainer, obsolete)
-            self._prune(trainer, obsolete_last)
-
-    def _together(self) -> AbstractContextManager[None]:
-        """What is saved within the block is saved at one moment."""
-        return nullcontext() if self._background is None else self._background.together()
-
-    @contextmanager
-    def _errors_as_told(self) -> Iterator[None]:
-        """Pass the error of a save on, or not, as `on_save_error` says."""
-        try:
-            yield
-        except CheckpointError as error:
-            if self.on_save_error == "stop":
-                raise
-            rank_zero_warn(f"{error} Training goes on (on_save_error='continue').")
-
-    def _settle(self, trainer: Trainer) -> None:
-        """Wait for the files that are being written; take back what was noted of one that failed, and report it."""
-        if self._background is None:
-            return
-        outcome = self._background.settle(trainer)
-        if outcome.before is not None:
-            self._take_back(outcome.before)
-        if outcome.num_saved and trainer.is_global_zero:
-            self._tell_loggers(trainer)
-        if outcome.failure is not None:
-            with self._errors_as_told():
-                raise outcome.failure
+            self._saves.prune(trainer, obsolete)
+            self._saves.prune(trainer, obsolete_last)
 
     def _should_refresh_last(self, trainer: Trainer) -> bool:
         if self.save_last == "link" and not self._last_checkpoint_saved:
@@ -413,108 +340,53 @@ class ModelCheckpoint(Checkpoint):
         if self.monitor not in candidates:
             self._report_missing_monitor(trainer)
             return ""
-        self.current_score = self._rankable(candidates[self.monitor])
+        self.current_score = rankable(candidates[self.monitor], self.mode)
         if self.check_monitor_top_k(trainer, self.current_score):
             return self._save_ranked(trainer, candidates, self.current_score)
         self._tell(trainer, f"was not in top {self.save_top_k}")
         return ""
 
     def _save_newest(self, trainer: Trainer, candidates: dict[str, Any]) -> str:
-        self._settle(trainer)  # order matters: a name whose file is on its way is not free
+        self._saves.settle(trainer)  # order matters: a name whose file is on its way is not free
         previous = self.best_model_path if self.save_top_k == 1 else ""
         path = self._free_path(trainer, candidates, self.filename, replaced=previous)
-        before = self._state()
+        before = self._saves.noted()
         self.best_model_path = path
-        self._save_or_restore(trainer, path, before)
+        self._saves.save(trainer, path, before)
         return "" if previous == path else previous
 
     def _save_ranked(self, trainer: Trainer, candidates: dict[str, Any], score: Tensor) -> str:
-        self._settle(trainer)
+        self._saves.settle(trainer)
         is_full = len(self.best_k_models) == self.save_top_k
         replaced = self.kth_best_model_path if is_full else ""
         path = self._free_path(trainer, candidates, self.filename, replaced=replaced)
-        before = self._state()
+        before = self._saves.noted()
         self.best_k_models = {p: s for p, s in self.best_k_models.items() if p != replaced}
         self.best_k_models[path] = score
         self._update_ranking()
         self._tell(trainer, f"reached {score.item():.5f}, saving {path!r} as one of top {self.save_top_k}")
-        self._save_or_restore(trainer, path, before)
+        self._saves.save(trainer, path, before)
         return "" if replaced == path else replaced
 
     def _update_ranking(self) -> None:
-        best, worst = (min, max) if self.mode == "min" else (max, min)
-        scores = {path: score.item() for path, score in self.best_k_models.items()}
-        self.best_model_path = best(scores, key=scores.__getitem__)
+        self.best_model_path, self.kth_best_model_path = find_best_and_worst(self.best_k_models, self.mode)
         self.best_model_score = self.best_k_models[self.best_model_path]
-        self.kth_best_model_path = worst(scores, key=scores.__getitem__)
         self.kth_value = self.best_k_models[self.kth_best_model_path]
-
-    def _state(self) -> dict[str, Any]:
-        """What a save changes."""
-        return self.state_dict() | {
-            "_last_global_step_saved": self._last_global_step_saved,
-            "_last_checkpoint_saved": self._last_checkpoint_saved,
-        }
-
-    def _take_back(self, before: dict[str, Any]) -> None:
-        for name, value in before.items():
-            setattr(self, name, value)
-
-    def _save_or_restore(self, trainer: Trainer, path: str, before: dict[str, Any]) -> None:
-        # The ranking is changed before the save, because the file holds it, and back if there is no file.
-        try:
-            self._save_file(trainer, path, before)
-        except BaseException:
-            self._take_back(before)
-            raise
-
-    def _save_file(self, trainer: Trainer, path: str, before: dict[str, Any]) -> None:
-        if self._background is not None:
-            self._background.save(trainer, path, weights_only=self.save_weights_only, before=before)
-        else:
-            trainer.save_checkpoint(path, self.save_weights_only)
-        self._last_global_step_saved = trainer.global_step
-        self._last_checkpoint_saved = path
-        if self._background is None and trainer.is_global_zero:
-            self._tell_loggers(trainer)
-
-    def _tell_loggers(self, trainer: Trainer) -> None:
-        for logger in trainer.loggers:
-            logger.after_save_checkpoint(self)
 
     def _save_last(self, trainer: Trainer, candidates: dict[str, Any]) -> str:
         """Renew the last checkpoint. Returns the one under an earlier name, or an empty string."""
-        self._settle(trainer)
+        self._saves.settle(trainer)
         previous = self.last_model_path
         path = self._free_path(trainer, candidates, self.CHECKPOINT_NAME_LAST, replaced=previous)
         if self.save_last == "link" and self._last_checkpoint_saved and self.save_top_k != 0:
-            if trainer.is_global_zero:
-                link = link_checkpoint if self._background is None else self._background.link
-                link(self._last_checkpoint_saved, path)
+            self._saves.link(trainer, self._last_checkpoint_saved, path)
             self.last_model_path = path
             trainer.strategy.barrier("ModelCheckpoint.link")  # all ranks must reach this
         else:
-            before = self._state()
+            before = self._saves.noted()
             self.last_model_path = path
-            self._save_or_restore(trainer, path, before)
+            self._saves.save(trainer, path, before)
         return "" if previous == path else previous
-
-    def _prune(self, trainer: Trainer, path: str) -> None:
-        if not path or not self._may_delete(trainer, path):
-            return
-        try:
-            if self._background is None:
-                trainer.strategy.remove_checkpoint(path)
-            elif trainer.is_global_zero:
-                self._background.remove(path)
-        except CheckpointError as error:
-            # The new file is safe: one file too many is no reason to end a run.
-            rank_zero_warn(str(error))
-
-    def _may_delete(self, trainer: Trainer, path: str) -> bool:
-        place = canonical(path)
-        resumed_from = {self._resumed_from, canonical(trainer.ckpt_path) if trainer.ckpt_path else ""}
-        return place not in resumed_from and self.dirpath is not None and is_inside(path, self.dirpath)
 
     # ---- ranking --------------------------------------------------------------------------------------------------
 
@@ -525,13 +397,8 @@ class ModelCheckpoint(Checkpoint):
         if self.save_top_k == -1 or len(self.best_k_models) < self.save_top_k:
             return True
         kth = self.best_k_models[self.kth_best_model_path]
-        is_better = bool(current < kth if self.mode == "min" else current > kth)
-        return bool(trainer.strategy.reduce_boolean_decision(is_better, all=True))  # all ranks must reach this
-
-    def _rankable(self, value: Any) -> Tensor:
-        """A copy on the CPU, with the worst of scores in the place of NaN."""
-        score = torch.as_tensor(value).detach().cpu().clone()  # waits for the device
-        return torch.full_like(score, float("inf" if self.mode == "min" else "-inf")) if score.isnan() else score
+        decision = is_better(current, kth, self.mode)
+        return bool(trainer.strategy.reduce_boolean_decision(decision, all=True))  # all ranks must reach this
 
     def _candidates(self, trainer: Trainer) -> dict[str, Any]:
         """What names and ranking may use: the logged metrics, `epoch` and `step`."""
@@ -541,12 +408,7 @@ class ModelCheckpoint(Checkpoint):
         return found
 
     def _report_missing_monitor(self, trainer: Trainer) -> None:
-        known = ", ".join(repr(name) for name in sorted(trainer.callback_metrics)) or "none"
-        message = (
-            f"ModelCheckpoint(monitor={self.monitor!r}) found no metric of this name. Logged so far: {known}."
-            f"{nearest_name(str(self.monitor), trainer.callback_metrics)} "
-            f"Log it with self.log({self.monitor!r}, ...), or monitor one of those."
-        )
+        message = missing_metric(str(self.monitor), trainer.callback_metrics)
         if self._has_validated:
             raise MisconfigurationException(message)
         if not self._has_warned_of_monitor:
@@ -635,70 +497,4 @@ class ModelCheckpoint(Checkpoint):
 
     def directory_of(self, trainer: Trainer, version: int | str | None) -> str:
         """Where files go without `dirpath`, while the first logger has this version."""
-        if not trainer.loggers:
-            return canonical(join(trainer.default_root_dir, "checkpoints"))
-        logger = trainer.loggers[0]
-        parts = (
-            str(logger.name) if logger.name else "",
-            version if isinstance(version, str) else f"version_{version}",
-            "checkpoints",
-        )
-        directory = os.fspath(logger.save_dir or trainer.default_root_dir)
-        for part in filter(None, parts):
-            directory = join(directory, part)
-        return canonical(directory)
-
-    def _warn_of_files(self, trainer: Trainer) -> None:
-        is_continued = bool(trainer.ckpt_path) or bool(self._last_checkpoint_saved)
-        if self.save_top_k == 0 or is_continued or self.dirpath is None or not list_files(self.dirpath):
-            return
-        rank_zero_warn(
-            f"The checkpoint directory {self.dirpath!r} is not empty. Its files are kept, and new ones may get names "
-            "with a version. To continue from them, pass ckpt_path to fit; otherwise choose another dirpath.",
-            PossibleUserWarning,
-        )
-
-
-class _IntervalClock:
-    """Tells when the interval since the last save is over, the same on all ranks without asking them at each batch.
-
-    One process looks at its clock. Several ask rank 0 at batches they know in advance: half of the time that is left
-    lies between one question and the next, as the pace so far has it.
-    """
-
-    __slots__ = ("ask_at", "batches", "interval_s", "started_at")
-
-    def __init__(self, interval: timedelta | None) -> None:
-        self.interval_s = float("inf") if interval is None else interval.total_seconds()
-        self.restart()
-
-    def restart(self) -> None:
-        self.started_at = monotonic()
-        self.batches = 0
-        self.ask_at = 1
-
-    def is_due(self, trainer: Trainer) -> bool:
-        if trainer.world_size == 1:
-            return monotonic() - self.started_at >= self.interval_s
-        self.batches += 1
-        if self.batches < self.ask_at:
-            return False
-        passed = monotonic() - self.started_at
-        left = (self.interval_s - passed) / max(passed, 1e-9) * self.batches / 2
-        answer = (passed >= self.interval_s, self.batches + max(1, int(left)))
-        is_due, self.ask_at = trainer.strategy.broadcast(answer)  # all ranks must reach this
-        return bool(is_due)
-
-
-def _has_validation(trainer: Trainer) -> bool:
-    return bool(trainer.enable_validation) and sum(trainer.num_val_batches) > 0
-
-
-def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether validation runs right after this training batch, as far as can be told from outside."""
-    every_n_epochs, every_n_batches = trainer.check_val_every_n_epoch, trainer.val_check_batch
-    if not trainer.enable_validation or every_n_epochs is None or (trainer.current_epoch + 1) % every_n_epochs:
-        return False
-    if not isinstance(every_n_batches, int):
-        return bool(trainer.is_last_batch)
-    return (batch_idx + 1) % every_n_batches == 0
+        return directory_of_run(trainer, version)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import math
 import sys
-import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from time import monotonic
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fulgur.callbacks.displays import REDRAW_S, Display, PlainDisplay, RichDisplay, RichProgressBarTheme, Task
 from fulgur.errors import PossibleUserWarning
 from fulgur.hooks import Callback, ignores_outputs
+from fulgur.rank import rank_zero_warn
 
 if TYPE_CHECKING:
     from fulgur.module import LightningModule
@@ -94,15 +94,14 @@ class ProgressBar(Callback):
         """
         logged = trainer.flushed_progress_bar_metrics if self._reads_last_flush else trainer.progress_bar_metrics
         shown: dict[str, int | str | float | dict[str, float]] = {}
-        versions = [_short_version(logger.version) for logger in trainer.loggers if logger.version is not None]
+        versions = [_short_version(logger.version) for logger in trainer.loggers if logger.version not in (None, "")]
         if versions:
             shown["v_num"] = versions[0] if len(versions) == 1 else "_".join(str(version) for version in versions)
             if "v_num" in logged:
-                warnings.warn(
+                rank_zero_warn(
                     "The metric 'v_num' hides the logger's version in the progress bar. Log it under another name, or "
                     "override ProgressBar.get_metrics.",
                     PossibleUserWarning,
-                    stacklevel=2,
                 )
         shown.update(logged)
         return shown

@@ -136,9 +136,9 @@ class Summary:
             ("Type", self.layer_types),
             ("Params", [format_count(number) for number in self.param_nums]),
             ("Mode", [layer.mode for layer in self.layers]),
-            ("FLOPs", [format_count(layer.flops) for layer in self.layers]),
         ]
         if self.has_sizes:
+            columns.append(("FLOPs", [format_count(layer.flops) for layer in self.layers]))
             columns.append(("In sizes", [str(size) for size in self.in_sizes]))
             columns.append(("Out sizes", [str(size) for size in self.out_sizes]))
         return columns
@@ -147,15 +147,15 @@ class Summary:
         """Value and label of each line below the table."""
         trainable, total = self.trainable_parameters, self.total_parameters
         modes = self.total_training_modes
-        return [
+        lines = [
             (format_count(trainable), "Trainable params"),
             (format_count(total - trainable), "Non-trainable params"),
             (format_count(total), "Total params"),
             (f"{self.model_size:,.3f}", "Total estimated model params size (MB)"),
             (str(modes["train"]), "Modules in train mode"),
             (str(modes["eval"]), "Modules in eval mode"),
-            (format_count(self.total_flops), "Total Flops"),
         ]
+        return [*lines, (format_count(self.total_flops), "Total Flops")] if self.has_sizes else lines
 
     def _measure(self, named: dict[str, nn.Module], example: Any) -> None:
         from torch.utils.flop_counter import FlopCounterMode

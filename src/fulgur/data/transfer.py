@@ -287,5 +287,4 @@ def _warn_of_sizes(first: int, other: int) -> None:
         f"The tensors of a batch differ in their first dimension ({first} and {other}), so the batch size is a guess: "
         f"{first}, from the first tensor. Say it with `self.log(..., batch_size=batch_size)`.",
         PossibleUserWarning,
-        stacklevel=3,
     )

@@ -198,7 +198,6 @@ class ExperimentWriter:
             rank_zero_warn(
                 f"{self.metrics_file_path} holds the metrics of an earlier run. They were moved to {moved}. "
                 "Leave out `version` to get a directory for each run.",
-                stacklevel=4,
             )
         spooled = is_remote(log_dir)
         self._table = _SpooledTable(self.metrics_file_path) if spooled else _Table(self.metrics_file_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import defaultdict
 
@@ -62,7 +63,8 @@ class SimpleProfiler(Profiler):
         header = ["Action", "Mean duration (s)", "Num calls", "Total time (s)", "Percentage %"]
         elapsed = time.monotonic() - self._created
         by_total = sorted(self.recorded_durations.items(), key=lambda item: sum(item[1]), reverse=True)
-        rows = [header] + [_row(name, durations, elapsed) for name, durations in by_total]
+        names = _short_names([name for name, _ in by_total])
+        rows = [header] + [_row(name, durations, elapsed) for name, (_, durations) in zip(names, by_total, strict=True)]
         return f"{title}\n{_table([row if self.extended else [row[0], row[1], row[3]] for row in rows])}"
 
 
@@ -72,8 +74,19 @@ def _row(name: str, durations: list[float], elapsed: float) -> list[str]:
     return [name, f"{total / len(durations):.5g}", str(len(durations)), f"{total:.5g}", f"{share:.5g}"]
 
 
+def _short_names(names: list[str]) -> list[str]:
+    """Names without the arguments that keys of callbacks have, where they tell the actions apart without."""
+    short = [re.sub(r"\{[^}]*\}", "", name) for name in names]
+    return [s if short.count(s) == 1 else name for s, name in zip(short, names, strict=True)]
+
+
+def _line(row: list[str], widths: list[int]) -> str:
+    name, *numbers = row
+    return "  ".join([name.ljust(widths[0]), *(n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True))])
+
+
 def _table(rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["|  " + "\t|  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    rule = "-" * max(len(line.expandtabs()) for line in lines)
+    lines = [_line(row, widths) for row in rows]
+    rule = "-" * len(lines[0])
     return "\n".join([rule, lines[0], rule, *lines[1:], rule])

@@ -215,7 +215,23 @@ def test_verbose_tells_why_the_run_stops(caplog: pytest.LogCaptureFixture) -> No
         run_epochs(EarlyStopping("loss", patience=1, verbose=True), [1.0, 1.0])
     assert [record.getMessage() for record in caplog.records] == [
         "EarlyStopping: loss improved to 1.",
-        "EarlyStopping: loss did not improve in 1 checks; the best was 1.",
+        "EarlyStopping: loss = 1 did not improve in 1 checks; the best was 1. Stopping.",
+    ]
+
+
+def test_stop_is_silent_unless_verbose(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="fulgur"):
+        run_epochs(EarlyStopping("loss", patience=1), [1.0, 1.0])
+        run_epochs(EarlyStopping("loss", stopping_threshold=2.0), [1.0])
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_stop_on_a_value_that_is_not_finite_is_always_told(value: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="fulgur"):
+        run_epochs(EarlyStopping("loss"), [1.0, float(value)])
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", f"EarlyStopping: loss = {value} is not finite; the best was 1. Stopping.")
     ]
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from fulgur.callbacks import model_checkpoint as module
+from fulgur.callbacks import checkpoint_schedule
 from fulgur.callbacks.model_checkpoint import ModelCheckpoint
 from fulgur.checkpoint.io import TorchCheckpointIO
 from fulgur.checkpoint.load import load_checkpoint
@@ -353,7 +353,7 @@ def test_step_save_waits_epochs_for_the_first_validation_without_a_warning() -> 
 
 def test_time_interval_saves_when_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(module, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoint_schedule, "monotonic", lambda: now[0])
     run = Run(ModelCheckpoint(train_time_interval=timedelta(seconds=10), save_top_k=-1)).start()
     for step in range(1, 31):
         now[0] += 1
@@ -369,7 +369,7 @@ def test_time_interval_of_zero_saves_at_each_batch() -> None:
 
 def test_time_interval_on_several_ranks_asks_rank_zero_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(module, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoint_schedule, "monotonic", lambda: now[0])
     callback = ModelCheckpoint(train_time_interval=timedelta(seconds=125), save_top_k=-1)
     run = Run(callback, world_size=2).start()
     run.strategy.broadcasts = 0

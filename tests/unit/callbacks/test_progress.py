@@ -118,6 +118,7 @@ def test_metrics_are_the_logged_ones_and_the_version() -> None:
     [
         ([], None),
         ([None], None),
+        ([""], None),  # of a logger that writes nothing, under fast_dev_run
         (["run-abcdef"], "cdef"),
         ([0, 1], "0_1"),
     ],

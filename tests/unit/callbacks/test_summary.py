@@ -142,19 +142,27 @@ def test_text_of_the_table() -> None:
     net = nn.Sequential(nn.Linear(4, 2))
     net.head = nn.ReLU().eval()
     assert str(summarize(net)).splitlines() == [
-        "  | Name | Type   | Params | Mode  | FLOPs",
-        "-" * 42,
-        "0 | 0    | Linear | 10     | train | 0",
-        "1 | head | ReLU   | 0      | eval  | 0",
-        "-" * 42,
+        "  | Name | Type   | Params | Mode",
+        "-" * 34,
+        "0 | 0    | Linear | 10     | train",
+        "1 | head | ReLU   | 0      | eval",
+        "-" * 34,
         "10        Trainable params",
         "0         Non-trainable params",
         "10        Total params",
         "0.000     Total estimated model params size (MB)",
         "1         Modules in train mode",
         "1         Modules in eval mode",
-        "0         Total Flops",
     ]
+
+
+def test_flops_are_shown_only_where_an_example_input_gives_them() -> None:
+    net = nn.Sequential(nn.Linear(4, 2))
+    assert not any("flops" in line.lower() for line in str(summarize(net)).splitlines())
+    net.example_input_array = torch.zeros(1, 4)
+    lines = str(summarize(net)).splitlines()
+    assert lines[0].split(" | ")[-3:] == ["FLOPs", "In sizes", "Out sizes"]
+    assert lines[-1] == "16        Total Flops"
 
 
 @pytest.mark.parametrize(

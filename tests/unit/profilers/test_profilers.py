@@ -100,3 +100,27 @@ def test_names_are_known_in_any_case() -> None:
 def test_unknown_name_is_an_error_that_tells_the_nearest() -> None:
     with pytest.raises(MisconfigurationException, match=r"profiler='simpl' is unknown\. Did you mean 'simple'"):
         build_profiler("simpl")
+
+
+def test_simple_leaves_the_arguments_of_callbacks_out_of_its_table() -> None:
+    profiler = SimpleProfiler()
+    long = (
+        "[Callback]ModelCheckpoint{'monitor': 'val_loss', 'mode': 'min', 'every_n_train_steps': 0}.on_train_epoch_end"
+    )
+    for name in (long, "[LightningModule]Net.training_step"):
+        with profiler.profile(name):
+            pass
+    lines = profiler.summary().splitlines()
+    assert any(line.startswith("[Callback]ModelCheckpoint.on_train_epoch_end  ") for line in lines)
+    assert max(map(len, lines)) <= 110
+    assert set(profiler.recorded_durations) == {long, "[LightningModule]Net.training_step"}
+
+
+def test_simple_keeps_the_arguments_that_tell_two_callbacks_apart() -> None:
+    profiler = SimpleProfiler()
+    for monitor in ("a", "b"):
+        with profiler.profile(f"[Callback]Stop{{'monitor': '{monitor}'}}.check"):
+            pass
+    report = profiler.summary()
+    assert "[Callback]Stop{'monitor': 'a'}.check" in report
+    assert "[Callback]Stop{'monitor': 'b'}.check" in report
