@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from fulgur import resolve, run, saving, sources
+from fulgur.earlier import EarlierTrainer
 from fulgur.errors import MisconfigurationException
 from fulgur.hooks import Callback, earlier_hooks
 from fulgur.loops.evaluate import EvaluationLoop
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from fulgur.precision import Precision
 
 
-class Trainer:
+class Trainer(EarlierTrainer):
     """Runs a `LightningModule`: loops, device, precision, logging, checkpoints.
 
     Every argument has a default; ``PL_TRAINER_<ARGUMENT>`` in the environment supplies others. The arguments of 1.x
@@ -194,6 +195,7 @@ class Trainer:
         self._call: sources.Call | None = None
         self._has_set_up = False
         self._signals: set[int] = set()
+        self.fit_loop.val_loop = self._val_loop
         self._before_validation: BeforeValidation | None = None
         self._ckpt_path: Any = None
         self._loaded_ckpt_path: Any = None
@@ -470,6 +472,10 @@ class Trainer:
     @property
     def reload_dataloaders_every_n_epochs(self) -> int:
         """Epochs between two requests for new loaders; 0 loads them once."""
+    @val_check_interval.setter
+    def val_check_interval(self, value: int | float | timedelta) -> None:
+        self.fit_loop.limits.val_check_interval = value
+
         return self.fit_loop.limits.reload_every_n_epochs
 
     @property
@@ -480,16 +486,28 @@ class Trainer:
         """
         return sources.estimate_steps(self)
 
+    @check_val_every_n_epoch.setter
+    def check_val_every_n_epoch(self, value: int | None) -> None:
+        self.fit_loop.limits.check_val_every_n_epoch = value
+
     # ---------------------------------------------------------------------------------------------------- loaders
 
     @property
     def num_training_batches(self) -> int | float:
         """Batches of a training epoch; ``inf`` before the loader is there, and for one without a length."""
+    @num_sanity_val_steps.setter
+    def num_sanity_val_steps(self, value: int | float) -> None:
+        self.fit_loop.limits.n_sanity_batches = value
+
         return self._feeds["train"].n_batches[0] if "train" in self._feeds else math.inf
 
     @property
     def num_val_batches(self) -> list[int | float]:
         """Validation batches of each loader."""
+    @reload_dataloaders_every_n_epochs.setter
+    def reload_dataloaders_every_n_epochs(self, value: int) -> None:
+        self.fit_loop.limits.reload_every_n_epochs = value
+
         return list(self._feeds["val"].n_batches) if "val" in self._feeds else []
 
     @property

@@ -26,10 +26,12 @@ def connect() -> None:
     from fulgur import rank
 
     for name in _CHAIN:
-        logger = logging.getLogger(name)
-        _parents[name] = logger.parent
-    for name, above in pairwise(_CHAIN):
-        logging.getLogger(name).parent = logging.getLogger(above)
+        # One that is made later, between two that are there, would be put between them.
+        parts = name.split(".")
+        above = [logging.getLogger(".".join(parts[: n + 1])) for n in range(len(parts))]
+        _parents[name] = above[-1].parent
+    for name, next_name in pairwise(_CHAIN):
+        logging.getLogger(name).parent = logging.getLogger(next_name)
     _clear_cache()
     rank.show_lines_of(logging.getLogger(_LAST))
     rank.set_up_lines()

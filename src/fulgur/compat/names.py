@@ -49,7 +49,37 @@ _TENSORBOARD = {"fulgur.loggers.tensorboard": "TensorBoardLogger"}
 _PRECISIONS = {"fulgur.precision": "DoublePrecision HalfPrecision MixedPrecision Precision"}
 _CHECKPOINT_IO = {"fulgur.checkpoint.io": "CheckpointIO TorchCheckpointIO"}
 _PROFILERS = {"fulgur.profilers": "AdvancedProfiler PassThroughProfiler Profiler SimpleProfiler"}
-_STRATEGIES = {"fulgur.strategies": "SingleDeviceStrategy Strategy"}
+_STRATEGIES = {
+    "fulgur.strategies": "DDPStrategy DeepSpeedStrategy FSDPStrategy ModelParallelStrategy ParallelStrategy "
+    "SingleDeviceStrategy Strategy"
+}
+_STRATEGY_MODULES = {
+    "strategies.deepspeed": {"fulgur.strategies": "DeepSpeedStrategy"},
+    "strategies.ddp": {"fulgur.strategies": "DDPStrategy"},
+    "strategies.fsdp": {"fulgur.strategies": "FSDPStrategy"},
+    "strategies.model_parallel": {"fulgur.strategies": "ModelParallelStrategy"},
+    "strategies.parallel": {"fulgur.strategies": "ParallelStrategy"},
+    "strategies.single_device": {"fulgur.strategies": "SingleDeviceStrategy"},
+    "strategies.strategy": {"fulgur.strategies": "Strategy"},
+}
+_ENVIRONMENTS = {
+    "fulgur.launch.environments": "ClusterEnvironment KubeflowEnvironment LSFEnvironment LightningEnvironment "
+    "MPIEnvironment SLURMEnvironment TorchElasticEnvironment"
+}
+_ENVIRONMENT_MODULES = {
+    "plugins.environments": _ENVIRONMENTS,
+    "plugins.environments.cluster_environment": {"fulgur.launch.environments": "ClusterEnvironment"},
+    "plugins.environments.kubeflow": {"fulgur.launch.environments": "KubeflowEnvironment"},
+    "plugins.environments.lightning": {
+        "fulgur.launch.environments": "LightningEnvironment",
+        "fulgur.launch.ports": "find_free_network_port=find_free_port",
+    },
+    "plugins.environments.lsf": {"fulgur.launch.environments": "LSFEnvironment"},
+    "plugins.environments.mpi": {"fulgur.launch.environments": "MPIEnvironment"},
+    "plugins.environments.slurm": {"fulgur.launch.environments": "SLURMEnvironment"},
+    "plugins.environments.slurm_environment": {"fulgur.launch.environments": "SLURMEnvironment"},
+    "plugins.environments.torchelastic": {"fulgur.launch.environments": "TorchElasticEnvironment"},
+}
 _ACCELERATORS = {
     "fulgur.accelerators": "Accelerator CPUAccelerator CUDAAccelerator MPSAccelerator find_usable_cuda_devices",
     f"{_S}.devices": "AcceleratorRegistry",
@@ -171,6 +201,7 @@ _PYTORCH: dict[str, dict[str, str]] = {
         f"{_S}.hparams_files": "convert load_hparams_from_tags_csv load_hparams_from_yaml save_hparams_to_tags_csv "
         "save_hparams_to_yaml update_hparams ModelIO",
         f"{_S}.files": "get_filesystem",
+        f"{_S}.models": "_load_from_checkpoint",
     },
     "core.step_result": {f"{_S}.gone": "EvalResult Result TrainResult"},
     "demos": {**_SAMPLE_MODELS, "fulgur.testing.boring": "BoringDataModule BoringModel DemoModel"},
@@ -219,8 +250,8 @@ _PYTORCH: dict[str, dict[str, str]] = {
     "profilers.profiler": {"fulgur.profilers": "Profiler"},
     "profilers.simple": {"fulgur.profilers": "SimpleProfiler"},
     "strategies": {**_STRATEGIES, "fulgur.strategies.registry": "StrategyRegistry"},
-    "strategies.single_device": {"fulgur.strategies": "SingleDeviceStrategy"},
-    "strategies.strategy": {"fulgur.strategies": "Strategy"},
+    **_STRATEGY_MODULES,
+    **_ENVIRONMENT_MODULES,
     "trainer": {**_TRAINER, **_SEED},
     "trainer.connectors": {},
     "trainer.connectors.accelerator_connector": {
@@ -230,6 +261,7 @@ _PYTORCH: dict[str, dict[str, str]] = {
     "trainer.connectors.checkpoint_connector": {"fulgur.earlier": "_CheckpointConnector=CheckpointView"},
     "trainer.connectors.logger_connector": {},
     "trainer.connectors.logger_connector.result": {f"{_S}.connectors": "_OUT_DICT"},
+    "trainer.setup": {f"{_S}.connectors": "_log_device_info"},
     "trainer.states": {"fulgur.states": "RunningStage TrainerFn TrainerState TrainerStatus"},
     "trainer.supporters": {"fulgur.data.combine": "CombinedLoader"},
     "trainer.trainer": _TRAINER,
@@ -289,7 +321,7 @@ _FABRIC: dict[str, dict[str, str]] = {
     "loggers.csv_logs": _CSV,
     "loggers.logger": _LOGGER,
     "loggers.tensorboard": _TENSORBOARD,
-    "plugins": {**_CHECKPOINT_IO, **_PRECISIONS},
+    "plugins": {**_CHECKPOINT_IO, **_PRECISIONS, "fulgur.launch.environments": "ClusterEnvironment"},
     "plugins.io": _CHECKPOINT_IO,
     "plugins.io.checkpoint_io": {"fulgur.checkpoint.io": "CheckpointIO"},
     "plugins.io.torch_io": {"fulgur.checkpoint.io": "TorchCheckpointIO"},
@@ -299,8 +331,8 @@ _FABRIC: dict[str, dict[str, str]] = {
     "plugins.precision.half": {"fulgur.precision": "HalfPrecision"},
     "plugins.precision.precision": {"fulgur.precision": "Precision"},
     "strategies": _STRATEGIES,
-    "strategies.single_device": {"fulgur.strategies": "SingleDeviceStrategy"},
-    "strategies.strategy": {"fulgur.strategies": "Strategy"},
+    **_STRATEGY_MODULES,
+    **_ENVIRONMENT_MODULES,
     "utilities": _FABRIC_UTILITIES,
     "utilities.apply_func": _MOVE,
     "utilities.cloud_io": {f"{_S}.files": "get_filesystem"},
@@ -320,6 +352,7 @@ _FABRIC: dict[str, dict[str, str]] = {
         "fulgur.rng": "reset_seed seed_everything",
         f"{_S}.seeds": "pl_worker_init_function",
     },
+    "utilities.throughput": {f"{_S}.sizes": "measure_flops"},
     "utilities.types": _TYPES,
     "utilities.warnings": _WARNINGS,
 }

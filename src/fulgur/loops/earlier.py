@@ -1,19 +1,26 @@
-"""Optimization hooks in the signatures of 1.x, which also took the optimizer's index.
+"""What 1.x had and today's API has not: an optimizer's index for hooks, and values to log in what a step returns.
 
-They are recognised by the argument ``optimizer_idx`` and become, once, functions in today's form.
+Hooks are recognised by the argument ``optimizer_idx`` and become, once, functions in today's form.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
+from fulgur.logged import LogOptions
+from fulgur.metrics import MetricLog
 from fulgur.optim.configure import LRSchedulerConfig
 
 # What 1.x passed besides, by the values of one CPU or GPU.
 _FLAGS = {"on_tpu": False, "using_native_amp": False, "using_lbfgs": False}
+
+# The defaults of `self.log`.
+_OPTIONS = LogOptions(False, None, None, None, "mean", False, None, True, None, False)
 
 
 def with_optimizer_idx(hook: Callable[..., Any], optimizers: Sequence[Any], *names: str) -> Callable[..., Any]:
@@ -56,3 +63,21 @@ def scheduler_step_of(hook: Callable[..., Any], configs: Sequence[LRSchedulerCon
         return hook(scheduler=scheduler, optimizer_idx=index, metric=metric)
 
     return call
+
+
+def log_returned(metrics: MetricLog, returned: Mapping[str, Any], *, others: bool = False) -> None:
+    """Log what a step or the end of an epoch returned under ``"log"`` and ``"progress_bar"``, as in 1.0.
+
+    Args:
+        metrics: Where values are kept.
+        returned: What came back.
+        others: Whether the other numbers in it are kept for callbacks too, as those of an epoch's end were.
+    """
+    logged, shown = dict(returned.get("log") or {}), dict(returned.get("progress_bar") or {})
+    rest = {name: value for name, value in returned.items() if others and _is_number(value)}
+    for name, value in {**rest, **shown, **logged}.items():
+        metrics.log(name, value, _OPTIONS._replace(prog_bar=name in shown, logger=name in logged))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)

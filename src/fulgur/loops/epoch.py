@@ -6,6 +6,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from fulgur.loops.earlier import log_returned
 from fulgur.loops.faults import no_batch, warn_of_no_loss
 from fulgur.loops.outputs import outputs_by_optimizer
 from fulgur.loops.own_steps import run_step
@@ -76,6 +77,7 @@ def finish_early_loader(loop: FitLoop) -> None:
 
 def end_epoch(loop: FitLoop) -> None:
     plan, hooks, metrics, progress = loop.plan, loop.hooks, loop.metrics, loop.progress
+    loop.recollect()
     scope, schedulers = plan.scopes.epoch_end, plan.schedulers
     if loop.is_automatic and not progress.global_step and not any(update.n_backward for update in plan.updates):
         warn_of_no_loss(progress.batch)
@@ -85,7 +87,9 @@ def end_epoch(loop: FitLoop) -> None:
     if plan.epoch_outputs and plan.training_epoch_end is not None:
         metrics.scope = scope
         by_optimizer = outputs_by_optimizer(loop)
-        plan.training_epoch_end(by_optimizer if len(by_optimizer) > 1 else by_optimizer[0])
+        returned = plan.training_epoch_end(by_optimizer if len(by_optimizer) > 1 else by_optimizer[0])
+        if returned:
+            log_returned(metrics, returned, others=True)
     loop.call(hooks.on_train_epoch_end, scope)
     metrics.reduce_epoch("train")
     # order matters: what saves runs last, and its file holds the next rate and what the loggers have got

@@ -17,7 +17,9 @@ from torch import nn
 from fulgur.hooks import Calls, EvalHooks
 from fulgur.logged import SUFFIX, Entry, Scope
 from fulgur.loops.faults import no_evaluation_batch
-from fulgur.loops.feed import Feed, Transfer
+from fulgur.loops.earlier import log_returned
+from fulgur.loops.feed import Feed, Transfer, uncounted
+from fulgur.loops.views import EvaluationLoopView
 from fulgur.metrics import MetricLog, to_host
 
 Prefix = Literal["validation", "test", "predict"]
@@ -48,7 +50,7 @@ class EvalPlan:
     epoch_end: Callable[[Any], Any] | None
 
 
-class EvaluationLoop:
+class EvaluationLoop(EvaluationLoopView):
     """Evaluates each loader once, in order.
 
     Attributes:
@@ -181,7 +183,9 @@ class EvaluationLoop:
         metrics.reduce_epoch(self.stage)
         if plan.epoch_end is not None:
             metrics.scope = scope
-            plan.epoch_end(outputs if plan.passes_loader_idx else outputs[0])
+            returned = plan.epoch_end(outputs if plan.passes_loader_idx else outputs[0])
+            if returned:
+                log_returned(metrics, returned, others=True)
         self._call(plan.hooks.epoch_end, scope)
         metrics.reduce_epoch(self.stage)
         metrics.scope = None

@@ -8,13 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from fulgur.errors import MisconfigurationException, PossibleUserWarning
+from fulgur.loops.earlier import log_returned
+from fulgur.metrics import MetricLog
 from fulgur.rank import rank_zero_warn
 
 _FORMS = "Return the loss as a scalar tensor, a dict with the loss under 'loss', or None to skip the batch."
 
 
-def unusable_output(outputs: Any) -> Tensor:
-    """The loss in a dict of outputs.
+def unusable_output(outputs: Any, metrics: MetricLog) -> Tensor:
+    """The loss in a dict of outputs; what 1.0 returned beside it to be logged goes to `metrics`.
 
     Raises:
         MisconfigurationException: There is none, or `outputs` is nothing that could hold one.
@@ -28,6 +30,8 @@ def unusable_output(outputs: Any) -> Tensor:
             if "loss" in outputs
             else f"training_step returned a dict without 'loss'; its keys are {list(outputs)}. {_FORMS}"
         )
+    if "log" in outputs or "progress_bar" in outputs:
+        log_returned(metrics, outputs)
     return loss
 
 

@@ -38,13 +38,14 @@ from fulgur.loops.limits import Limits, window_length
 from fulgur.loops.outputs import detached, nested_outputs, step_outputs
 from fulgur.loops.own_steps import closure_step, manual_backward
 from fulgur.loops.plan import StepPlan, Update
+from fulgur.loops.views import FitLoopView
 from fulgur.metrics import MetricLog
 from fulgur.optim.clip import scale_gradients
 from fulgur.optim.nodes import gradient_nodes_kept
 from fulgur.progress import Progress
 
 
-class FitLoop:
+class FitLoop(FitLoopView):
     """Trains until a limit is reached. Owns the counters; everything else is connected to it by `run.fit`.
 
     Attributes:
@@ -87,14 +88,11 @@ class FitLoop:
         self.updated = False
         self.last_validation = time.monotonic()
 
-    @property
-    def max_epochs(self) -> int | None:
-        """Epochs counted from the very first; assign a higher number to go on with a second fit."""
-        return self.limits.max_epochs
-
-    @max_epochs.setter
-    def max_epochs(self, max_epochs: int | None) -> None:
-        self.limits.max_epochs = max_epochs
+    def stop(self) -> None:
+        """End the training after this batch, once the minimums are met; all ranks have agreed on it."""
+        self.should_stop = True
+        if self.updated and self.limits.log_every_n_steps:
+            self._write_step()
 
     def call_soon(self, call: Callable[[], None]) -> None:
         """Have `call` made between two steps; from any thread. A signal comes first, for it ends the run."""
@@ -119,6 +117,7 @@ class FitLoop:
                 self._epoch()
         self.call(self.hooks.on_train_end, None)
 
+        self.recollect()
     def is_done(self) -> bool:
         """Whether a limit is reached; looked at between epochs."""
         progress, limits = self.progress, self.limits
@@ -127,6 +126,7 @@ class FitLoop:
         max_epochs = limits.max_epochs
         if progress.phase == "start" and max_epochs is not None and max_epochs != -1 and progress.epoch >= max_epochs:
             return True
+        self.recollect()
         return self.should_stop and self.may_stop(progress.epoch)
 
     def may_stop(self, epochs: int) -> bool:
@@ -224,7 +224,7 @@ class FitLoop:
         outputs = update.training_step(batch, batch_idx)
         if outputs is None:  # the user skips this batch
             return {} if plan.has_outputs else None
-        loss = outputs if isinstance(outputs, Tensor) else unusable_output(outputs)
+        loss = outputs if isinstance(outputs, Tensor) else unusable_output(outputs, self.metrics)
         try:
             loss.backward()
         except RuntimeError as error:
@@ -284,7 +284,9 @@ class FitLoop:
             self._zero_grad(optimizer, batch_idx)
         if outputs is None:  # the user skips this batch
             return {} if plan.has_outputs else None
-        loss = outputs if isinstance(outputs, Tensor) else unusable_output(outputs)
+        loss = outputs if isinstance(outputs, Tensor) else unusable_output(outputs, self.metrics)
+        if plan.votes is not None:
+            loss = plan.votes.cast(loss, update, reduces=updates)
         if update.divisor != 1:
             loss = loss / update.divisor
         scaled = loss if plan.scaler is None else plan.scaler.scale(loss)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fulgur.loops.earlier import log_returned
 from fulgur.loops.faults import closure_not_run, closure_run_again, explain_backward, unusable_in_manual
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ def _outputs_of_manual(loop: FitLoop, batch: Any, batch_idx: int) -> Any:
     if outputs is None or isinstance(outputs, Mapping):
         if not loop.plan.has_outputs:
             return None
+        if outputs and ("log" in outputs or "progress_bar" in outputs):
+            log_returned(loop.metrics, outputs)
         loss = outputs.get("loss") if outputs else None
         return dict(outputs or {}) | ({"loss": loss.detach()} if isinstance(loss, Tensor) else {})
     raise unusable_in_manual(outputs)

@@ -13,10 +13,11 @@ from fulgur.data.transfer import move_to_device
 from fulgur.hooks import Calls
 from fulgur.loops.evaluate import EvalPlan, modes_kept_on_error, restore_modes
 from fulgur.loops.feed import Feed
+from fulgur.loops.views import EvaluationLoopView
 from fulgur.metrics import MetricLog
 
 
-class PredictLoop:
+class PredictLoop(EvaluationLoopView):
     """Predicts for each loader once, in order.
 
     Attributes:

@@ -12,3 +12,7 @@ _PRECISION_INPUT = (
 )
 _OUT_DICT = dict[str, Any]
 _IS_INTERACTIVE = hasattr(sys, "ps1")
+
+
+def _log_device_info(trainer: Any) -> None:
+    """Nothing is said about devices that are not used."""

@@ -52,6 +52,10 @@ def is_param_in_hook_signature(
     return (not explicit and given.varargs is not None) or (min_args is not None and len(names) >= min_args)
 
 
+def _load_from_checkpoint(cls: Any, checkpoint_path: Any, **kwargs: Any) -> Any:
+    return cls.load_from_checkpoint(checkpoint_path, **kwargs)
+
+
 def get_torchvision_model(model_name: str, **kwargs: Any) -> Any:
     """A model of torchvision, by name.
 
