@@ -14,6 +14,7 @@ import torch
 
 from fulgur.checkpoint.allowed import allow, are_callbacks
 from fulgur.checkpoint.location import directory_of, is_remote, list_files, local_path
+from fulgur.checkpoint.sharded import is_sharded
 from fulgur.checkpoint.verify import is_archive, open_verified, require_whole
 from fulgur.checkpoint.write import checkpoint_exists
 from fulgur.errors import CheckpointError, CheckpointRefusedError
@@ -37,7 +38,8 @@ def load_checkpoint(
     Opened as plain data and tensors unless told otherwise, so that a file from a stranger cannot run code.
 
     Args:
-        path: A local path, a URL of any filesystem fsspec knows, or an open file.
+        path: A local path, a URL of any filesystem fsspec knows, or an open file. Of a directory of shards all are
+            read, into whole tensors.
         map_location: Where tensors go, as `torch.load` has it. ``None`` puts them where they were.
         weights_only: False opens files that hold other objects, by running what the file says: only for files you
             trust. ``None`` means True.
@@ -59,6 +61,10 @@ def load_checkpoint(
     location = os.fspath(path)
     if not checkpoint_exists(location, storage_options=storage_options):
         raise FileNotFoundError(_missing_message(location))
+    if is_sharded(location):
+        from fulgur.checkpoint.sharded_read import load_sharded
+
+        return load_sharded(location, map_location=map_location, weights_only=weights_only)
     try:
         with open_verified(location, storage_options=storage_options, reads_all=not mmap) as file:
             mapped = local_path(location) if mmap and is_archive(file) and not is_remote(location) else None

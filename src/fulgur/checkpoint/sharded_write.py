@@ -273,7 +273,11 @@ class _SummingFile:
         self._file.flush()
 
     def fileno(self) -> int:
+        self._file.flush()  # order matters: torch asks before it syncs, and forgets what is still in the buffer
         return self._file.fileno()
+
+    def close(self) -> None:
+        self._file.close()
 
     def seekable(self) -> bool:
         return False

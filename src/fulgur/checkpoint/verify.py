@@ -16,6 +16,7 @@ from typing import IO, Any, Literal
 from fulgur.checkpoint.foreign import identify
 from fulgur.checkpoint.location import is_remote, local_path, open_filesystem
 from fulgur.checkpoint.seal import END_OF_ARCHIVE, END_SIZE, TAIL_SIZE, Seal, read_seal
+from fulgur.checkpoint.sharded import is_sharded
 from fulgur.errors import CheckpointError
 
 Kind = Literal["good", "unsealed", "empty", "truncated", "damaged", "foreign"]
@@ -57,6 +58,8 @@ def verify_checkpoint(
 ) -> Verdict:
     """Read all of the file at `path` and tell whether it is whole. Nothing in it is unpickled.
 
+    Of a directory of shards, all of its files; their list is read as plain data.
+
     Args:
         path: A local path, or a URL of any filesystem fsspec knows.
         storage_options: Arguments for the fsspec filesystem of a URL.
@@ -70,6 +73,10 @@ def verify_checkpoint(
         >>> verify_checkpoint("runs/epoch=3-step=40.ckpt").kind  # doctest: +SKIP
         'good'
     """
+    if is_sharded(path):
+        from fulgur.checkpoint.sharded_read import verify_sharded
+
+        return verify_sharded(path, reads_all=reads_all)
     with _open(os.fspath(path), storage_options, copies=False) as file:
         return examine(file, reads_all=reads_all)
 
