@@ -8,10 +8,13 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fulgur.errors import RequeueException, SIGTERMException
 from fulgur.rank import rank_zero_info
+
+if TYPE_CHECKING:
+    from fulgur.agreement import Agreement
 
 _REQUEUE_SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
@@ -31,6 +34,7 @@ class InterruptHandler:
         received: Where the numbers of the signals are noted.
         save: Called before the `SIGTERMException`, between two steps.
         requeue: Saves and queues the job again; tells whether that went well. None leaves SIGUSR1 and SIGUSR2 alone.
+        agreement: With it, all ranks follow a signal that came to any of them, at the same boundary.
     """
 
     def __init__(
@@ -39,15 +43,20 @@ class InterruptHandler:
         received: set[int] | None = None,
         save: Callable[[], None] | None = None,
         requeue: Callable[[], bool] | None = None,
+        agreement: Agreement | None = None,
     ) -> None:
         self.loops = loops
         self.received = set() if received is None else received
         self._save, self._requeue = save, requeue
+        self._agreement = agreement
         self._previous: dict[int, Any] = {}
         self._pid = os.getpid()
 
     def __enter__(self) -> InterruptHandler:
         self.received.clear()
+        if self._agreement is not None:
+            self._agreement.on_agreed["signal"] = self._follow
+            self._agreement.start()
         if threading.current_thread() is not threading.main_thread():
             return self
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -59,6 +68,9 @@ class InterruptHandler:
 
     def __exit__(self, kind: object, *exc_info: object) -> None:
         try:
+            if self._agreement is not None:
+                left = self._agreement.close(is_clean=kind is None)  # all ranks must reach this
+                self.received.update(signum for name, signum in left if name == "signal")
             if kind is None and self.received:
                 self._leave()
         finally:
@@ -73,8 +85,11 @@ class InterruptHandler:
             return self._pass_on(signum)
         is_first = signum not in self.received
         self.received.add(signum)
-        for loop in self.loops:
-            loop.interrupt = self._leave
+        if self._agreement is not None:
+            self._agreement.note("signal", signum)
+        else:
+            for loop in self.loops:
+                loop.interrupt = self._leave
         if signum == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if is_first:
@@ -89,6 +104,10 @@ class InterruptHandler:
         if signum == signal.SIGTERM:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
+
+    def _follow(self, signums: list[int]) -> None:
+        self.received.update(signums)
+        self._leave()
 
     def _leave(self) -> None:
         for loop in self.loops:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fulgur import slurm
+from fulgur.agreement import Agreement
 from fulgur.checkpoint.io import AsyncCheckpointIO
 from fulgur.checkpoint.location import canonical, is_inside, join, list_files
 from fulgur.errors import CheckpointError
@@ -23,14 +27,72 @@ if TYPE_CHECKING:
 _INTERRUPTED = re.compile(r"interrupted-epoch=\d+-step=\d+\.ckpt")
 
 
-def watch_signals(trainer: Trainer, *loops: Any) -> InterruptHandler:
-    """The handler within whose block `loops` leave at a step boundary, and fit saves first."""
-    return InterruptHandler(
+@contextmanager
+def watch_signals(trainer: Trainer, *loops: Any) -> Iterator[None]:
+    """Within the block `loops` leave at a step boundary where a signal asks for it, and fit saves first.
+
+    On several ranks they do so together, and agree on what else only one of them wants. All ranks must reach this.
+    """
+    agreement = _build_agreement(trainer, loops) if trainer.strategy.is_distributed else None
+    handler = InterruptHandler(
         *loops,
         received=trainer._signals,
         save=partial(_save_interrupted, trainer),
         requeue=partial(_requeue, trainer) if slurm.is_managed() else None,
+        agreement=agreement,
     )
+    with handler:
+        if agreement is None:
+            yield
+            return
+        _connect_agreement(trainer, agreement)
+        try:
+            yield
+        finally:
+            _disconnect_agreement(trainer, agreement)
+
+
+def _build_agreement(trainer: Trainer, loops: Sequence[Any]) -> Agreement:
+    strategy, fit_loop = trainer.strategy, trainer.fit_loop
+    evaluation = loops[-1]
+    evaluation.n_marks = 0
+    fit_loop.passed = fit_loop.progress.batches_total
+
+    def clock() -> tuple[float, ...]:
+        n_marks = evaluation.n_marks
+        return (fit_loop.passed, n_marks, *(evaluation.current if n_marks % 2 else ()))
+
+    return Agreement(
+        strategy.open_store,
+        rank=strategy.global_rank,
+        world_size=strategy.world_size,
+        loops=loops,
+        clock=clock,
+        timeout=getattr(strategy, "timeout", timedelta(minutes=30)),
+    )
+
+
+def _connect_agreement(trainer: Trainer, agreement: Agreement) -> None:
+    loop = trainer.fit_loop
+    trainer._agreement = agreement
+    agreement.on_agreed["stop"] = lambda payloads: loop.stop()
+    if trainer.state.fn is TrainerFn.FITTING:
+        metrics = trainer.metrics
+        agreement.on_agreed["share steps"] = lambda payloads: setattr(metrics, "shares_steps", True)
+        metrics.ask_to_share = partial(agreement.request, "share steps")
+        loop.between, loop.agree = agreement.at_point, agreement.agree
+        loop.plan.votes = trainer.strategy.build_votes(agreement)
+        if loop.should_stop:
+            loop.should_stop = False
+            agreement.request("stop")
+
+
+def _disconnect_agreement(trainer: Trainer, agreement: Agreement) -> None:
+    loop = trainer.fit_loop
+    loop.should_stop |= agreement.wishes("stop")
+    trainer._agreement = loop.between = loop.agree = trainer.metrics.ask_to_share = None
+    if trainer.state.fn is TrainerFn.FITTING:
+        loop.plan.votes = None
 
 
 def remove_interrupted(trainer: Trainer, *, except_for: str = "") -> None:

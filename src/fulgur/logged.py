@@ -184,16 +184,21 @@ class Entry:
             return self.is_live
         return self.total is not None or self.host_total is not None
 
+    def raw_total(self) -> Any:
+        """Sum, minimum or maximum of all that was logged: a tensor of shape () on its device, or a number."""
+        total: Any = self.total
+        if total is None:
+            return 0.0 if self.host_total is None else self.host_total
+        if self.host_total is not None:
+            of_host = torch.tensor(self.host_total, dtype=total.dtype, device=total.device)
+            total = _COMBINE[self.reduce](total, of_host)
+        return total
+
     def epoch_value(self) -> Any:
         """Value over all that was logged: a tensor of shape () on its device, or a number."""
         if self.metric is not None:
             return _computed(self)
-        total: Any = self.total
-        if total is None:
-            total = self.host_total
-        elif self.host_total is not None:
-            of_host = torch.tensor(self.host_total, dtype=total.dtype, device=total.device)
-            total = _COMBINE[self.reduce](total, of_host)
+        total = self.raw_total()
         if self.reduce == "mean":
             total = total / self.weight if self.weight else total * math.nan  # of samples there were none
         return total.to(self.dtype) if isinstance(total, Tensor) else total
@@ -212,6 +217,30 @@ class Entry:
         if self.metric is not None and self.is_live:
             self.metric.reset()
         self.is_live = self.is_reduced = self.is_flushed = False
+
+
+class Key(NamedTuple):
+    """What other ranks must know of an entry to have one of their own.
+
+    Attributes:
+        hook, suffix: Of the scope it was logged in.
+        options: Of `LogOptions`.
+        metric: Path of the metric object within the module; None where it is none.
+        dtype: Of the value; None where it was a plain number.
+    """
+
+    hook: str
+    suffix: str
+    name: str
+    reduce: str
+    options: tuple[Any, ...]
+    metric: str | None
+    dtype: torch.dtype | None
+
+    @property
+    def shown(self) -> str:
+        """As users know it."""
+        return f"{self.name}{self.suffix}"
 
 
 @dataclass(slots=True)

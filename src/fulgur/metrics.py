@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from fulgur.logged import (
     DEFAULTS,
     SUFFIX,
     Entry,
+    Key,
     LogOptions,
     Scope,
     as_tensor,
@@ -29,6 +30,9 @@ from fulgur.logged import (
     not_a_scalar,
     squeezed,
 )
+
+if TYPE_CHECKING:
+    from fulgur.sums import SharedSums
 
 
 class LoggedValues(dict[str, Any]):
@@ -50,7 +54,10 @@ class MetricLog:
         batch_size: Size of `batch`, once someone asked.
         has_eval_steps: Whether an evaluation logs values per batch.
         is_enabled: False under ``Trainer(barebones=True)``: logging does nothing.
-        sync: Replaces totals and weights by those of all ranks, in one collective. None on one process.
+        sums: Makes an epoch's totals those of all ranks. None on one process.
+        share_step: Reduces the values of one step over all ranks. None on one process.
+        ask_to_share: Called when a value of steps is first logged with ``sync_dist=True``; None on one process.
+        shares_steps: All ranks have agreed to share what of their steps has ``sync_dist=True``.
         callback_metrics, logged_metrics, progress_bar_metrics: As of the last flush; `refresh` brings them up to date.
     """
 
@@ -60,7 +67,10 @@ class MetricLog:
         self.batch_size: int | None = None
         self.has_eval_steps = False
         self.is_enabled = True
-        self.sync: Callable[[list[Entry]], None] | None = None
+        self.sums: SharedSums | None = None
+        self.share_step: Callable[[list[Entry], list[float]], list[float]] | None = None
+        self.ask_to_share: Callable[[], None] | None = None
+        self.shares_steps = False
         self.module: Any = None
         self.callback_metrics: dict[str, Any] = LoggedValues()
         self.logged_metrics: dict[str, Any] = LoggedValues()
@@ -70,9 +80,8 @@ class MetricLog:
 
     def reset(self, module: Any, *, is_enabled: bool = True) -> None:
         """Forget everything, at the start of a run of `module`."""
-        sync = self.sync
         self.__init__()  # type: ignore[misc]
-        self.module, self.is_enabled, self.sync = module, is_enabled, sync
+        self.module, self.is_enabled = module, is_enabled
 
     def scope_of(self, hook: str, suffix: str = "") -> Scope:
         """The scope of `hook` for one loader, the same object until `reset`."""
@@ -174,6 +183,8 @@ class MetricLog:
         entry.metric = self._metric_object(name, value, given)
         self._add(scope, entry)
         self.has_eval_steps |= entry.on_step and scope.stage != "train"
+        if given.sync_dist and entry.on_step and self.ask_to_share is not None:
+            self.ask_to_share()
         return entry
 
     def _add(self, scope: Scope, entry: Entry) -> None:
@@ -258,8 +269,11 @@ class MetricLog:
         """What the loggers get after a training step, in one copy with the values of the progress bar."""
         wanted = [e for e in self.entries("train") if e.is_fresh and e.on_step and (e.logger or e.prog_bar)]
         pairs = [(e, v) for e in wanted if (v := e.step_value()) is not None]
+        numbers = to_host([v for _, v in pairs])
+        if self.shares_steps:
+            pairs, numbers = self._share_steps(pairs, numbers)
         logged: dict[str, float] = {}
-        for (entry, value), number in zip(pairs, to_host([v for _, v in pairs]), strict=True):
+        for (entry, value), number in zip(pairs, numbers, strict=True):
             entry.is_fresh = False
             if entry.logger:
                 logged[entry.step_key] = number
@@ -267,6 +281,51 @@ class MetricLog:
             if entry.prog_bar:
                 self.progress_bar_metrics[entry.step_key] = number
         return logged
+
+    def _share_steps(
+        self, pairs: list[tuple[Entry, Any]], numbers: list[float]
+    ) -> tuple[list[tuple[Entry, Any]], list[float]]:
+        """The same, with what was logged with ``sync_dist=True`` reduced over all ranks."""
+        assert self.share_step is not None
+        chosen = [i for i, (entry, _) in enumerate(pairs) if LogOptions(*entry.options).sync_dist]
+        shared = self.share_step([pairs[i][0] for i in chosen], [numbers[i] for i in chosen])
+        for i, number in zip(chosen, shared, strict=True):
+            numbers[i], pairs[i] = number, (pairs[i][0], number)
+        return pairs, numbers
+
+    def keyed_entries(self, stage: str) -> list[tuple[Key, Entry]]:
+        """Entries of one stage, each with what other ranks must know to have the same."""
+        paths = {id(part): path for path, part in self.module.named_modules()} if self.module is not None else {}
+        return [
+            (
+                Key(
+                    hook=scope.hook,
+                    suffix=scope.suffix,
+                    name=entry.name,
+                    reduce=entry.reduce,
+                    options=entry.options,
+                    metric=paths.get(id(entry.metric)),
+                    dtype=entry.dtype if entry.total is not None else None,
+                ),
+                entry,
+            )
+            for scope in self._scopes.values()
+            if scope.stage == stage
+            for entry in scope.entries.values()
+        ]
+
+    def adopt(self, key: Key) -> Entry:
+        """An entry for what only other ranks have logged."""
+        scope = self.scope_of(key.hook, key.suffix)
+        entry = scope.entries.get(key.name)
+        if entry is None:
+            entry = build_entry(key.name, LogOptions(*key.options), scope)
+            entry.metric = self.module.get_submodule(key.metric) if key.metric is not None else None
+            self._add(scope, entry)
+        if key.dtype is not None:
+            entry.dtype, entry.total = key.dtype, torch.zeros((), dtype=torch.float64)
+        entry.is_live = True
+        return entry
 
     def take_eval_step(self, stage: str) -> dict[str, Any]:
         """Per-batch values of an evaluation, still on their device."""
@@ -291,8 +350,8 @@ class MetricLog:
         if stage == "train":
             self.refresh()
         ready = [e for e in self.entries(stage) if e.on_epoch and not e.is_reduced and e.has_epoch_value()]
-        if self.sync is not None:
-            self.sync(ready)  # all ranks must reach this
+        if self.sums is not None:
+            ready = self.sums.share(stage, ready)  # all ranks must reach this
         for entry in ready:
             entry.is_reduced = True
             value = as_tensor(entry.epoch_value())

@@ -1,6 +1,6 @@
 """One run, from entry to exit, in order: what `Trainer.fit`, `validate`, `test` and `predict` do.
 
-Reading order: `fit` -> `_start` -> `connect_training` -> `_sanity_check` -> `FitLoop.run` -> `_execute` (teardown,
+Reading order: `fit` -> `_fit` -> `_start` -> `connect_training` -> `_sanity_check` -> `FitLoop.run` -> `_execute` (teardown,
 always). `evaluate` and `predict` go the same way without the training in the middle.
 """
 
@@ -34,6 +34,7 @@ from fulgur.hooks import (
     overrides,
     warn_of_slips,
 )
+from fulgur.launching import on_all_ranks, prepare_once, watch_failure
 from fulgur.leaving import remove_interrupted, watch_signals
 from fulgur.loops.results import print_results
 from fulgur.loops.resume import begin_epoch_at, keep_epoch, resume_epoch
@@ -41,8 +42,8 @@ from fulgur.module import LightningModule
 from fulgur.optim.configure import OptimizerSetup, build_optimizers
 from fulgur.rank import rank_zero_warn
 from fulgur.resolve import determinism, merge_module_callbacks
-from fulgur.rng import isolate_rng
-from fulgur.saving import choose_own, contents_of, given_path, load, warn_of_refused_hparams
+from fulgur.rng import fold_rng, isolate_rng
+from fulgur.saving import choose_own, contents_of, given_path, load, state_here, warn_of_refused_hparams
 from fulgur.sources import (
     Call,
     can_validate,
@@ -52,6 +53,7 @@ from fulgur.sources import (
     settle_epochs,
 )
 from fulgur.states import RunningStage, TrainerFn, TrainerStatus
+from fulgur.sums import SharedSums, mean_over_ranks
 
 if TYPE_CHECKING:
     from fulgur.trainer import Trainer
@@ -69,7 +71,22 @@ _FIRST_STAGE = {
 
 def fit(trainer: Trainer, call: Call) -> None:
     """Train, from launch to teardown."""
+    on_all_ranks(trainer, _fit, call)
 
+
+def evaluate(trainer: Trainer, call: Call) -> list[dict[str, float]]:
+    """Validate or test, from launch to teardown."""
+    results: list[dict[str, float]] = on_all_ranks(trainer, _evaluate, call)
+    return results
+
+
+def predict(trainer: Trainer, call: Call, *, returns: bool) -> list[Any] | None:
+    """Predict, from launch to teardown."""
+    predictions: list[Any] | None = on_all_ranks(trainer, _predict, call, returns=returns)
+    return predictions
+
+
+def _fit(trainer: Trainer, call: Call) -> None:
     def body() -> None:
         module, loop = trainer.lightning_module, trainer.fit_loop
         _check_training(trainer, module)
@@ -77,8 +94,7 @@ def fit(trainer: Trainer, call: Call) -> None:
         _start(trainer, call)
         if trainer.checkpoint_callbacks and not trainer.fast_dev_run:  # while it can still be changed
             warn_of_refused_hparams(trainer)
-        checkpoint = load(trainer, call)
-        _place(trainer)
+        checkpoint = _load_and_place(trainer, call)
         setup = _configure_optimizers(trainer, module)
         connect_training(trainer, call, setup)
         _call_all(loop.hooks.on_fit_start)
@@ -94,19 +110,21 @@ def fit(trainer: Trainer, call: Call) -> None:
             load_training(trainer, call)
             _check_resumed_epoch(trainer)
             own = checkpoint.get("fulgur", {}) if checkpoint is not None else {}
+            running, rng = state_here(trainer, own) if "running" in own else (None, None)
             if call.ckpt_path == "auto":  # the same command again: what had stopped by itself stays stopped
                 loop.should_stop = own.get("running", {}).get("should_stop", False)
             if loop.is_done():
-                if "running" in own:
-                    keep_epoch(loop, own["running"], own.get("rng"))
+                if running is not None:
+                    keep_epoch(loop, running, rng)
             else:
                 load_first_validation(trainer, call)
-                if "running" in own:
-                    resume_epoch(loop, trainer._feeds["train"], module, own["running"], own.get("rng"))
+                if running is not None:
+                    resume_epoch(loop, trainer._feeds["train"], module, running, rng)
                 elif checkpoint is not None:
                     states = checkpoint_state.loader_states(checkpoint)
                     is_last = checkpoint_state.ends_epoch(checkpoint)
                     begin_epoch_at(loop, trainer._feeds["train"], is_last=is_last, states=states)
+                fold_rng(trainer.strategy.data_rank)
                 loop.run()
         _move_metrics(trainer)
         trainer.strategy.teardown()
@@ -117,8 +135,7 @@ def fit(trainer: Trainer, call: Call) -> None:
     _execute(trainer, call, body)
 
 
-def evaluate(trainer: Trainer, call: Call) -> list[dict[str, float]]:
-    """Validate or test, from launch to teardown."""
+def _evaluate(trainer: Trainer, call: Call) -> list[dict[str, float]]:
     name = "val" if call.fn is TrainerFn.VALIDATING else "test"
     loop = trainer.validate_loop if name == "val" else trainer.test_loop
 
@@ -127,12 +144,11 @@ def evaluate(trainer: Trainer, call: Call) -> list[dict[str, float]]:
         if find_source(trainer, call, name) is None:
             raise MisconfigurationException(missing_loader(trainer, name))
         _start(trainer, call)
-        load(trainer, call)
-        _place(trainer)
+        _load_and_place(trainer, call)
         trainer.strategy.prepare_evaluation(trainer.lightning_module)  # all ranks must reach this
         _log_hyperparameters(trainer)
         feed = load_evaluation(trainer, call, name, loop)
-        if sum(feed.n_batches) == 0:
+        if feed.is_empty:
             return []
         feed.set_epoch(trainer.current_epoch)
         with watch_signals(trainer, loop):
@@ -146,8 +162,7 @@ def evaluate(trainer: Trainer, call: Call) -> list[dict[str, float]]:
     return results
 
 
-def predict(trainer: Trainer, call: Call, *, returns: bool) -> list[Any] | None:
-    """Predict, from launch to teardown."""
+def _predict(trainer: Trainer, call: Call, *, returns: bool) -> list[Any] | None:
     loop = trainer.predict_loop
 
     def body() -> list[Any] | None:
@@ -160,8 +175,7 @@ def predict(trainer: Trainer, call: Call, *, returns: bool) -> list[Any] | None:
         if find_source(trainer, call, "predict") is None:
             raise MisconfigurationException(missing_loader(trainer, "predict"))
         _start(trainer, call)
-        load(trainer, call)
-        _place(trainer)
+        _load_and_place(trainer, call)
         trainer.strategy.prepare_evaluation(module)  # all ranks must reach this
         _log_hyperparameters(trainer)
         loop.metrics = trainer.metrics
@@ -197,7 +211,8 @@ def _execute(trainer: Trainer, call: Call, body: Callable[[], Any]) -> Any:
             trainer.strategy.checkpoint_io.teardown()
         except BaseException as error:
             state.status = TrainerStatus.INTERRUPTED
-            _on_exception(trainer, error)
+            with watch_failure(trainer, error):
+                _on_exception(trainer, error)
             raise
     state.status = TrainerStatus.FINISHED
     for logger in trainer.loggers:
@@ -305,6 +320,9 @@ def _start(trainer: Trainer, call: Call) -> None:
     """Prepare data, open the loggers, set everyone up, build the model."""
     module, datamodule, stage = trainer.lightning_module, trainer.datamodule, call.fn
     trainer.metrics.reset(module, is_enabled=not trainer.barebones)
+    if trainer.strategy.is_distributed:
+        trainer.metrics.sums = SharedSums(trainer.strategy, trainer.metrics)
+        trainer.metrics.share_step = partial(mean_over_ranks, trainer.strategy)
     trainer.metrics.__dict__.pop("log", None)
     if module.compiler is not None:  # what logging changes differs at every step: traced, it would be compiled anew
         trainer.metrics.__dict__["log"] = torch.compiler.disable(trainer.metrics.log)
@@ -314,8 +332,7 @@ def _start(trainer: Trainer, call: Call) -> None:
     module._device = trainer.strategy.root_device
     for owner, base in ((datamodule, LightningDataModule), (module, LightningModule)):
         if owner is not None and overrides(owner, "prepare_data", base):
-            owner.prepare_data()
-    trainer.strategy.barrier("prepare_data")
+            prepare_once(trainer.strategy, owner.prepare_data, on_each_node=owner.prepare_data_per_node)
     choose_own(trainer, call)  # order matters: loggers go on with an earlier version before they open a new one
     for logger in trainer.loggers:
         _ = logger.experiment
@@ -329,11 +346,22 @@ def _start(trainer: Trainer, call: Call) -> None:
     module.setup(stage=stage)
     trainer.strategy.barrier("setup")
     if overrides(module, "configure_model", LightningModule):
+        trainer.strategy.prepare_configuration(module)  # all ranks must reach this
         with trainer.precision_plugin.init_context():
             module.configure_model()
     elif hasattr(module, "configure_sharded_model"):
         module.configure_sharded_model()  # type: ignore[operator]
     module.attach(trainer, trainer.metrics)  # modules inside it that were made just now, too
+
+
+def _load_and_place(trainer: Trainer, call: Call) -> dict[str, Any] | None:
+    """Weights are loaded before the model is placed, unless then no rank holds all of it."""
+    if not trainer.strategy.restores_after_setup:
+        checkpoint = load(trainer, call)
+        _place(trainer)
+        return checkpoint
+    _place(trainer)
+    return load(trainer, call)
 
 
 def _place(trainer: Trainer) -> None:
@@ -461,7 +489,7 @@ def _sanity_check(trainer: Trainer, call: Call) -> None:
         _call_all(hooks.on_sanity_check_start)
         feed = load_evaluation(trainer, call, "val", loop)
         feed.set_epoch(progress.epoch)
-        if sum(feed.n_batches):
+        if not feed.is_empty:
             loop.run(context=torch.no_grad(), at_most=limits.n_sanity_batches, writes=False)
         _call_all(hooks.on_sanity_check_end)
     metrics = trainer.metrics

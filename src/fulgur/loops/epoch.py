@@ -26,7 +26,8 @@ def is_validation_due(loop: FitLoop, batch_idx: int, is_last: bool) -> bool:
     if loop.should_stop and loop.may_stop(progress.epoch):
         return True
     if isinstance(interval, timedelta):
-        return time.monotonic() - loop.last_validation >= interval.total_seconds()
+        is_over = time.monotonic() - loop.last_validation >= interval.total_seconds()
+        return is_over if loop.agree is None else loop.agree("validation", is_over)
     count = batch_idx + 1 if every_n_epoch is not None else progress.batches_total
     return count % loop.val_every == 0
 
@@ -76,8 +77,8 @@ def finish_early_loader(loop: FitLoop) -> None:
 
 
 def end_epoch(loop: FitLoop) -> None:
-    plan, hooks, metrics, progress = loop.plan, loop.hooks, loop.metrics, loop.progress
     loop.recollect()
+    plan, hooks, metrics, progress = loop.plan, loop.hooks, loop.metrics, loop.progress
     scope, schedulers = plan.scopes.epoch_end, plan.schedulers
     if loop.is_automatic and not progress.global_step and not any(update.n_backward for update in plan.updates):
         warn_of_no_loss(progress.batch)
@@ -91,13 +92,14 @@ def end_epoch(loop: FitLoop) -> None:
         if returned:
             log_returned(metrics, returned, others=True)
     loop.call(hooks.on_train_epoch_end, scope)
-    metrics.reduce_epoch("train")
+    if hooks.on_train_epoch_end or plan.training_epoch_end is not None:
+        metrics.reduce_epoch("train")
     # order matters: what saves runs last, and its file holds the next rate and what the loggers have got
     if schedulers.plateau_by_epoch and progress.phase == "ended":
         schedulers.step(schedulers.plateau_by_epoch, progress.epoch + 1)
     _write_epoch(loop)
     loop.call(hooks.on_train_epoch_end_monitors, scope)
-    if metrics.reduce_epoch("train"):
+    if loop.monitors_may_log and metrics.reduce_epoch("train"):
         _write_epoch(loop)
     metrics.clear("train")
     metrics.scope = None

@@ -61,6 +61,7 @@ class EvaluationLoop(EvaluationLoopView):
         interrupt: Raises what a signal asked for; None while there was none.
         log_every: Batches between two copies of per-batch values to the host.
         log_step: Axis of the epoch's values.
+        n_marks: Beginnings and ends of passes over all loaders so far: odd within one.
     """
 
     plan: EvalPlan
@@ -70,13 +71,15 @@ class EvaluationLoop(EvaluationLoopView):
     def __init__(self, prefix: Prefix) -> None:
         self.prefix = prefix
         self.stage = {"validation": "validate"}.get(prefix, prefix)
-        self.write_metrics: Callable[[dict[str, float], int], None] = lambda values, step: None
-        self.write_steps: Callable[[dict[str, float], int], None] = lambda values, step: None
-        self.log_step: Callable[[], int] = lambda: 0
+        self.write_metrics: Callable[[dict[str, float], int], None] = _nothing
+        self.write_steps: Callable[[dict[str, float], int], None] = _nothing
+        self.log_step: Callable[[], int] = int
         self.interrupt: Callable[[], None] | None = None
         self.log_every = 50
         self.seen: list[int] = []
         self.current: tuple[int, int] = (0, 0)
+        self._has_run = False
+        self.n_marks = 0
 
     def run(
         self,
@@ -100,11 +103,14 @@ class EvaluationLoop(EvaluationLoopView):
         plan, metrics, scope_of = self.plan, self.metrics, self.metrics.scope_of
         modes = [(module, module.training) for module in plan.module.modules()]
         metrics.clear(self.stage)
+        self.current = (0, 0)
+        self.n_marks += 1
         with context, modes_kept_on_error(modes):
             plan.model_eval()
             self._call(plan.hooks.start, scope_of(f"on_{self.prefix}_start"))
             self._call(plan.hooks.epoch_start, scope_of(f"on_{self.prefix}_epoch_start"))
             outputs = self._loaders(at_most, writes)
+            self.n_marks += 1
             final = self._end_epoch(outputs)
             results = self._results(final)
             if writes:
@@ -123,6 +129,7 @@ class EvaluationLoop(EvaluationLoopView):
 
     def _loaders(self, at_most: float, writes: bool) -> list[list[Any]]:
         outputs: list[list[Any]] = []
+        self._has_run = False
         n_loaders = len(self.feed.loaders)
         self.seen.extend([0] * (n_loaders - len(self.seen)))
         for index in range(n_loaders):
@@ -140,7 +147,16 @@ class EvaluationLoop(EvaluationLoopView):
         extra = (index,) if plan.passes_loader_idx else ()
         pending: list[tuple[int, dict[str, Any]]] = []
         batch_idx = -1
-        for batch_idx, batch in enumerate(self.feed.fetch(index, plan.transfers[index], at_most)):
+        fetch = self.feed.fetch(index, plan.transfers[index], at_most)
+        if fetch.weigh is not None:
+            fetch.uncounted = uncounted(metrics, self.stage)
+        for batch_idx, batch in enumerate(fetch):
+            if not fetch.weight:  # other ranks need this one for their step
+                metrics.scope = step_scope
+                step(batch, batch_idx, *extra)
+                fetch.count_again()
+                continue
+            self._has_run = True
             self.current = (index, batch_idx)
             metrics.batch, metrics.batch_size = batch, None
             metrics.scope = start_scope
@@ -161,7 +177,7 @@ class EvaluationLoop(EvaluationLoopView):
             if self.interrupt is not None:
                 self.interrupt()
         metrics.scope = metrics.batch = None
-        if batch_idx < 0 and self.feed.n_batches[index]:
+        if batch_idx < 0 and self.feed.n_batches[index] and not self.feed.is_divided:
             raise no_evaluation_batch(self.prefix, index)
         self._write_steps(pending)
         if writes:
@@ -181,13 +197,14 @@ class EvaluationLoop(EvaluationLoopView):
         plan, metrics = self.plan, self.metrics
         scope = metrics.scope_of(f"on_{self.prefix}_epoch_end")
         metrics.reduce_epoch(self.stage)
-        if plan.epoch_end is not None:
+        if plan.epoch_end is not None and (self._has_run or not self.feed.is_divided):
             metrics.scope = scope
             returned = plan.epoch_end(outputs if plan.passes_loader_idx else outputs[0])
             if returned:
                 log_returned(metrics, returned, others=True)
         self._call(plan.hooks.epoch_end, scope)
-        metrics.reduce_epoch(self.stage)
+        if plan.hooks.epoch_end or plan.epoch_end is not None:
+            metrics.reduce_epoch(self.stage)
         metrics.scope = None
         final = metrics.flush_epoch(self.stage)
         metrics.clear(self.stage)
@@ -233,3 +250,7 @@ def modes_kept_on_error(modes: Modes) -> Iterator[None]:
 def grad_free_context(*, inference: bool) -> AbstractContextManager[Any]:
     """What an evaluation runs under: inference mode, or no_grad where tensors must stay usable for training."""
     return torch.inference_mode() if inference else torch.no_grad()
+
+
+def _nothing(*args: Any) -> None:
+    """What is called until something is connected. A function of the module, so that loops can be sent elsewhere."""

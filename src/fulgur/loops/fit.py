@@ -60,6 +60,10 @@ class FitLoop(FitLoopView):
         kept_sums: What was logged in the last epoch, if a limit cut it short: a resumed run goes on with it.
         should_stop: Ends the run once `min_epochs` and `min_steps` are met.
         interrupt: Called once between two steps: raises what a signal asked for, or does what `call_soon` was given.
+        monitors_may_log: Whether a callback that runs after all others at an epoch's end may log there.
+        passed: Batches since the first epoch began whose end lies behind, for `Agreement` to read.
+        between: Called where something may end that no batch stands for; None on one process.
+        agree: Whether all ranks do what one of them wants, see `Agreement.agree`; None on one process.
     """
 
     plan: StepPlan
@@ -72,15 +76,19 @@ class FitLoop(FitLoopView):
         self.progress = Progress()
         self.should_stop = False
         self.interrupt: Callable[[], None] | None = None
+        self.monitors_may_log = True
+        self.passed = 0
+        self.between: Callable[[], None] | None = None
+        self.agree: Callable[[str, bool], bool] | None = None
         self.n_batches: float = math.inf
         self.val_every: float = math.inf
         self.is_sized = True
         self.is_automatic = True
-        self.load_epoch: Callable[[int], None] = lambda epoch: None
-        self.recollect: Callable[[], None] = lambda: None
+        self.load_epoch: Callable[[int], None] = _nothing
+        self.recollect: Callable[[], None] = _nothing
         self.validate: Callable[[], None] | None = None
         self.before_epochs: Callable[[], None] | None = None
-        self.write_metrics: Callable[[dict[str, float], int], None] = lambda values, step: None
+        self.write_metrics: Callable[[dict[str, float], int], None] = _nothing
         self.manual_backward = partial(manual_backward, self)
         self.nested_outputs = partial(nested_outputs, self)
         self.kept_epoch: Mapping[str, Any] | None = None
@@ -109,15 +117,18 @@ class FitLoop(FitLoopView):
     def run(self) -> None:
         """Run epochs until `max_epochs`, `max_steps` or `should_stop`."""
         scopes = self.plan.scopes
+        self.recollect()
         self.call(self.hooks.on_train_start, scopes.train_start)
         if self.before_epochs is not None:
             self.before_epochs()
         with gradient_nodes_kept(self.plan.optimizers):
+            if self.between is not None:
+                self.between()
             while not self.is_done():
                 self._epoch()
+        self.recollect()
         self.call(self.hooks.on_train_end, None)
 
-        self.recollect()
     def is_done(self) -> bool:
         """Whether a limit is reached; looked at between epochs."""
         progress, limits = self.progress, self.limits
@@ -126,7 +137,6 @@ class FitLoop(FitLoopView):
         max_epochs = limits.max_epochs
         if progress.phase == "start" and max_epochs is not None and max_epochs != -1 and progress.epoch >= max_epochs:
             return True
-        self.recollect()
         return self.should_stop and self.may_stop(progress.epoch)
 
     def may_stop(self, epochs: int) -> bool:
@@ -148,6 +158,8 @@ class FitLoop(FitLoopView):
         progress.epoch += 1
         progress.batch = 0
         progress.phase = "start"
+        if self.between is not None:
+            self.between()
 
     # ---------------------------------------------------------------------------------------------- the batches
 
@@ -158,16 +170,21 @@ class FitLoop(FitLoopView):
         accumulate, max_steps, log_every = limits.accumulate, limits.max_steps, limits.log_every_n_steps
         starts, own_start = hooks.on_train_batch_start, hooks.module_batch_start
         ends, monitors = hooks.on_train_batch_end, hooks.on_train_batch_end_monitors
+        if fetch.weigh is not None:
+            ends = (*ends, fetch.count_again)  # order matters: what saves comes after it
         by_step, plateau_by_step, kept = schedulers.by_step, schedulers.plateau_by_step, plan.epoch_outputs
         if settle_resumed_batch(self):
             return False
         step, validates_within, is_cut = choose_step(self), validates_within_epoch(self), False
+        votes = plan.votes
 
         # ------------------------------------------------------------------------------------------------ one batch
         for batch in iterator_steps(fetch) if plan.takes_iterator else fetch:
             batch_idx, is_last = progress.batch, fetch.is_last
             progress.log_step = progress.global_step
             metrics.batch, metrics.batch_size = batch, None
+            if votes is not None:
+                votes.weight, votes.lack = fetch.weight, fetch.lack
             if starts or own_start:
                 metrics.scope = scopes.batch_start
                 for hook in starts:
@@ -180,7 +197,7 @@ class FitLoop(FitLoopView):
             updates = accumulate == 1 or is_last or (batch_idx + 1) % accumulate == 0
             self.updated = False
             outputs = step(batch, batch_idx, updates)  # <- the step
-            if kept is not None:
+            if kept is not None and fetch.weight:
                 kept.append(detached(outputs))
 
             progress.batch = batch_idx + 1
@@ -199,6 +216,7 @@ class FitLoop(FitLoopView):
             for hook in monitors:
                 hook(outputs, batch, batch_idx)
             metrics.scope = metrics.batch = batch = outputs = None
+            self.passed = progress.batches_total
             if self.interrupt is not None and updates:
                 self.interrupt()
             may_validate = is_last or validates_within or self.should_stop
@@ -252,6 +270,8 @@ class FitLoop(FitLoopView):
         if updates and plan.optimizer_step is not None:
             return closure_step(self, update, batch, batch_idx)
         outputs = self.forward_backward(update, batch, batch_idx, updates)
+        if updates and plan.votes is not None:
+            self.settle_votes(update)
         if updates and update.n_backward:
             self.before_optimizer_step(update)
             if plan.scaler is None:
@@ -271,6 +291,8 @@ class FitLoop(FitLoopView):
         starts_window = accumulate == 1 or batch_idx % accumulate == 0
         if starts_window:
             update.n_backward = 0
+            if plan.votes is not None:
+                plan.votes.open_window(update)
             update.divisor = 1 if accumulate == 1 else window_length(batch_idx, accumulate, self.n_batches)
             if plan.is_zero_grad_first:
                 optimizer.zero_grad()
@@ -283,6 +305,8 @@ class FitLoop(FitLoopView):
         if starts_window and not plan.is_zero_grad_first:
             self._zero_grad(optimizer, batch_idx)
         if outputs is None:  # the user skips this batch
+            if plan.votes is not None:
+                plan.votes.skip(update, reduces=updates, scale=plan.scaler.scale if plan.scaler is not None else None)
             return {} if plan.has_outputs else None
         loss = outputs if isinstance(outputs, Tensor) else unusable_output(outputs, self.metrics)
         if plan.votes is not None:
@@ -305,6 +329,12 @@ class FitLoop(FitLoopView):
             self.call(hooks.on_after_backward, scopes.after_backward)
         update.n_backward += 1
         return step_outputs(outputs, loss) if plan.has_outputs else None
+
+    def settle_votes(self, update: Update) -> None:
+        """Where a rank had no loss: count what all ranks had, so that the mean is over that; 0 where nobody had one."""
+        votes = self.plan.votes
+        if votes is not None and votes.asked == votes.number:
+            update.n_backward = votes.settle(update)
 
     def before_optimizer_step(self, update: Update) -> None:
         """Make gradients what the optimizer should see: unscaled, averaged over the window's true length, clipped."""
@@ -358,3 +388,9 @@ class FitLoop(FitLoopView):
         assert self.validate is not None
         self.validate()
         self.last_validation = time.monotonic()
+        if self.between is not None:
+            self.between()
+
+
+def _nothing(*args: Any) -> None:
+    """What is called until something is connected. A function of the module, so that loops can be sent elsewhere."""

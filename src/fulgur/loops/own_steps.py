@@ -83,6 +83,8 @@ def _evaluate(loop: FitLoop, update: Update, closure: Callable[[], Any]) -> Any:
     """The loss for an optimizer that asks for it, with its gradients as `before_optimizer_step` leaves them."""
     torch.clear_autocast_cache()
     loss = closure()
+    if loop.plan.votes is not None:
+        loop.settle_votes(update)
     if not update.n_backward:
         raise _NothingToUpdate
     loop.before_optimizer_step(update)
@@ -124,10 +126,10 @@ def _outputs_of_manual(loop: FitLoop, batch: Any, batch_idx: int) -> Any:
     if isinstance(outputs, Tensor):
         return {"loss": outputs.detach()} if loop.plan.has_outputs else None
     if outputs is None or isinstance(outputs, Mapping):
-        if not loop.plan.has_outputs:
-            return None
         if outputs and ("log" in outputs or "progress_bar" in outputs):
             log_returned(loop.metrics, outputs)
+        if not loop.plan.has_outputs:
+            return None
         loss = outputs.get("loss") if outputs else None
         return dict(outputs or {}) | ({"loss": loss.detach()} if isinstance(loss, Tensor) else {})
     raise unusable_in_manual(outputs)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from fulgur.optim.manual import LightningOptimizer
 from fulgur.precision import Precision
 from fulgur.strategies.strategy import Strategy
 
+if TYPE_CHECKING:
+    from fulgur.strategies.votes import Votes
+
 Step = Callable[[Any, int], Any]
 
 
@@ -34,16 +37,19 @@ class Update:
 
     Attributes:
         training_step: Takes ``(batch, batch_idx)``, whatever the user's takes.
-        n_backward: Backward passes since its gradients were cleared.
+        n_backward: Backward passes since its gradients were cleared; a mean over the ranks where those differ.
         divisor: What each of their losses was divided by.
+        n_batches, missing: Batches of the window, and the weight of those without a loss; counted on several ranks.
         backward: The module's, where it is overridden.
     """
 
     optimizer: Any
     wrapped: LightningOptimizer
     training_step: Step
-    n_backward: int = 0
+    n_backward: float = 0
     divisor: int = 1
+    n_batches: int = 0
+    missing: float = 0.0
     backward: Callable[[Tensor], Any] | None = None
 
 
@@ -83,6 +89,7 @@ class StepPlan:
         clip: Clips an optimizer's gradients.
         scaler: Loss scaler, with 16-mixed only.
         set_grad_sync: Turns gradient reduction on or off.
+        votes: Counts the ranks that have a loss; None on one process.
         schedulers: Learning-rate schedulers.
         has_outputs: Someone reads what `training_step` returned.
         epoch_outputs: Collects outputs for the hooks of the epoch's end that take them; None where none does.
@@ -100,6 +107,7 @@ class StepPlan:
     clip: Callable[[Any], Any] | None = None
     scaler: LossScaling | None = None
     set_grad_sync: Callable[[bool], None] | None = None
+    votes: Votes | None = None
     has_outputs: bool = False
     epoch_outputs: list[Any] | None = None
     training_epoch_end: Callable[[list[Any]], Any] | None = None

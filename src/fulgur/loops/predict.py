@@ -25,6 +25,7 @@ class PredictLoop(EvaluationLoopView):
         records_indices: Whether somebody asks which samples a batch holds.
         keeps_predictions: Whether predictions stay in memory.
         interrupt: Raises what a signal asked for; None while there was none.
+        n_marks: Beginnings and ends of passes over all loaders so far: odd within one.
     """
 
     plan: EvalPlan
@@ -37,6 +38,7 @@ class PredictLoop(EvaluationLoopView):
         self.interrupt: Callable[[], None] | None = None
         self.current_batch_indices: list[int] = []
         self.current: tuple[int, int] = (0, 0)
+        self.n_marks = 0
         self._predictions: list[list[Any]] = []
         self._indices: list[list[list[int]]] = []
 
@@ -64,10 +66,13 @@ class PredictLoop(EvaluationLoopView):
             plan.model_eval()
             self._call(plan.hooks.start)
             self._call(plan.hooks.epoch_start)
+            self.current = (0, 0)
+            self.n_marks += 1
             for index in range(len(self.feed.loaders)):
                 self._predictions.append([])
                 self._indices.append([])
                 self._batches(index)
+            self.n_marks += 1
             self._call(plan.hooks.epoch_end)
             self._call(plan.hooks.end)
         restore_modes(modes)

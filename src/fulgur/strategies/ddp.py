@@ -7,13 +7,15 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fulgur.errors import MisconfigurationException
 from fulgur.strategies.parallel import ParallelStrategy, broadcast_module
+from fulgur.strategies.votes import Votes, zero_of
 
 if TYPE_CHECKING:
+    from fulgur.agreement import Agreement
     from fulgur.checkpoint.io import CheckpointIO
     from fulgur.launch.environments import ClusterEnvironment
 
@@ -107,6 +109,11 @@ class DDPStrategy(ParallelStrategy):
 
         return set_sync
 
+    def build_votes(self, agreement: Agreement) -> Votes | None:
+        if self._ddp is None or not self.lightning_module.automatic_optimization:
+            return None
+        return Votes(agreement, self.open_store("votes"), take_zero_loss=self._ddp.take_zero_loss)
+
     def teardown(self) -> None:
         self._ddp = None
         self.model = self.lightning_module
@@ -120,9 +127,35 @@ class TrainingDDP(DistributedDataParallel):
     """
 
     training_step: Callable[..., Any]
+    _zero_loss: Tensor | None = None
+    _is_zero = False
 
     def _run_ddp_forward(self, *inputs: Any, **kwargs: Any) -> Any:
-        return self.training_step(*inputs, **kwargs)
+        outputs = self.training_step(*inputs, **kwargs)
+        if outputs is None and self.require_backward_grad_sync:
+            self._is_zero = True
+            return self._nothing()
+        return outputs
+
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        outputs = super().forward(*inputs, **kwargs)  # type: ignore[no-untyped-call]
+        if self._is_zero:
+            self._is_zero, self._zero_loss = False, outputs
+            return None
+        return outputs
+
+    def take_zero_loss(self) -> Tensor | None:
+        """The loss of no batch: zero gradients for all parameters of a forward pass that returned None.
+
+        None where the last one did not, or gradients are not reduced after it.
+        """
+        loss, self._zero_loss = self._zero_loss, None
+        return loss
+
+    def _nothing(self) -> Tensor:
+        """A loss with zero gradients for all parameters; where unused ones are looked for, one is enough."""
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        return zero_of(parameters[:1] if self.find_unused_parameters else parameters)
 
 
 def explain_unused(error: RuntimeError) -> None:
