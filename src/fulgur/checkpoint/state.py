@@ -16,7 +16,6 @@ import torch
 
 from fulgur.checkpoint.earlier import call_on_load, call_on_save
 from fulgur.checkpoint.plain import from_plain, opens_plainly, to_plain
-from fulgur.checkpoint.weights import load_weights
 from fulgur.errors import CheckpointError, MisconfigurationException, PossibleUserWarning
 from fulgur.hooks import Callback
 from fulgur.progress import Progress
@@ -202,6 +201,8 @@ def restore_model(checkpoint: dict[str, Any], contents: Contents, *, source: obj
     Raises:
         WeightsMismatchError: The weights of the file `source` are those of another network.
     """
+    from fulgur.checkpoint.weights import load_weights
+
     module, trainer = contents.module, contents.trainer
     decode_additions(checkpoint)
     module.on_load_checkpoint(checkpoint)

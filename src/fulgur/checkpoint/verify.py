@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, Literal
 
-from fulgur.checkpoint.foreign import identify
 from fulgur.checkpoint.location import is_remote, local_path, open_filesystem
 from fulgur.checkpoint.seal import END_OF_ARCHIVE, END_SIZE, TAIL_SIZE, Seal, read_seal
 from fulgur.checkpoint.sharded import is_sharded
@@ -143,6 +142,8 @@ def examine(file: IO[bytes], *, reads_all: bool = True) -> Verdict:
     if not head.startswith(_ZIP_ENTRY):
         if has_end:
             return Verdict("damaged", "is damaged: its first bytes are not those of a zip archive, its last ones are")
+        from fulgur.checkpoint.foreign import identify
+
         found = identify(file)
         if found is None:
             return Verdict("foreign", f"is no checkpoint: it begins with {head[:8]!r}")
