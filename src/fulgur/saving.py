@@ -50,7 +50,21 @@ def build_checkpoint(trainer: Trainer, *, weights_only: bool) -> dict[str, Any]:
         is_validating = trainer.state.stage is RunningStage.VALIDATING and trainer.fit_loop.progress.phase == "batch"
         before = trainer._before_validation if is_validating else None
         checkpoint["fulgur"]["loggers"] = before.positions if before else positions_of(trainer.loggers)
+        if trainer.strategy.is_distributed:
+            from fulgur.loops.ranks import gather_ranks
+
+            checkpoint["fulgur"]["ranks"] = gather_ranks(checkpoint["fulgur"], trainer.strategy)
     return checkpoint
+
+
+def state_here(trainer: Trainer, own: dict[str, Any]) -> tuple[Any, Any]:
+    """Of what a checkpoint holds under "fulgur": the running epoch for this rank's loaders, and its generators."""
+    from fulgur.loops.ranks import rescale, say_if_unknown, state_of_rank
+
+    strategy, feed = trainer.strategy, trainer._feeds["train"]
+    running, rng = state_of_rank(own, strategy, trainer.lightning_module)
+    say_if_unknown(own["running"], feed, len(own.get("ranks") or [0]), strategy.world_size)
+    return rescale(running, feed, trainer.fit_loop), rng
 
 
 def warn_of_refused_hparams(trainer: Trainer) -> None:

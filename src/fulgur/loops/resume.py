@@ -39,10 +39,13 @@ def capture_epoch(loop: FitLoop, feed: Feed, module: torch.nn.Module) -> dict[st
     if not in_pass:
         return state
     state["fetch"] = _fetch_state(loop, state["loaders"])
+    for joined in feed.joined:
+        state["following"] = joined.following
+        _make_following_plain(state, state["loaders"])
     sums = loop.kept_sums or capture_sums(loop.metrics)
     state["metrics"]["entries"], state["metric_objects"] = sums["entries"], sums["metric_objects"]
     if not loop.is_automatic or any(update.n_backward for update in loop.plan.updates):
-        state["windows"] = [(update.n_backward, update.divisor) for update in loop.plan.updates]
+        state["windows"] = [(u.n_backward, u.divisor, u.n_batches, u.missing) for u in loop.plan.updates]
         state["gradients"] = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
     return state
 
@@ -60,14 +63,21 @@ def _fetch_state(loop: FitLoop, loaders: list[dict[str, Any]]) -> dict[str, Any]
     state, n_undone = loop.fetch.state_dict(), loop.fetch.n_undone
     for loader in loaders:
         loader["n_drawn"] -= n_undone
-    if "following" in state:
-        try:
-            state["following"] = to_plain(state["following"], where="the batch that was read ahead")
-        except CheckpointError:  # drawn again on resume
-            del state["following"]
-            for loader in loaders:
-                loader["n_drawn"] -= 1
+    _make_following_plain(state, loaders)
     return state
+
+
+def _make_following_plain(state: dict[str, Any], loaders: list[dict[str, Any]]) -> None:
+    """The batch that was read ahead in plain form; where it has none, it is drawn again on resume."""
+    if state.get("following") is None:
+        state.pop("following", None)
+        return
+    try:
+        state["following"] = to_plain(state["following"], where="the batch that was read ahead")
+    except CheckpointError:
+        del state["following"]
+        for loader in loaders:
+            loader["n_drawn"] -= 1
 
 
 def resume_epoch(
@@ -92,6 +102,8 @@ def resume_epoch(
     if "following" in fetch:
         fetch["following"] = from_plain(fetch["following"])
     loop.fetch.resume(fetch)
+    for joined in feed.joined:
+        joined.n_begun, joined.following = fetch["count"], from_plain(state.get("following"))
     _resume_window(loop, module, state)
     objects = find_metric_objects(module)
     for name, saved in state["metric_objects"].items():
@@ -144,8 +156,9 @@ def begin_epoch_at(loop: FitLoop, feed: Feed, *, is_last: bool, states: Sequence
 
 
 def _resume_window(loop: FitLoop, module: torch.nn.Module, state: Mapping[str, Any]) -> None:
-    for update, (n_backward, divisor) in zip(loop.plan.updates, state.get("windows", ()), strict=False):
+    for update, (n_backward, divisor, *counted) in zip(loop.plan.updates, state.get("windows", ()), strict=False):
         update.n_backward, update.divisor = n_backward, divisor
+        update.n_batches, update.missing = counted or (n_backward, 0.0)
     parameters = dict(module.named_parameters())
     for name, gradient in state.get("gradients", {}).items():
         parameter = parameters[name]
