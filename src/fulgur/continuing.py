@@ -6,6 +6,7 @@ Reading order: `find_own_checkpoint` -> `_directories` (of one version of the ru
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from fulgur import slurm
 from fulgur.checkpoint.load import load_checkpoint
 from fulgur.checkpoint.location import modified_at
 from fulgur.checkpoint.newest import find_newest
+from fulgur.checkpoint.sharded import META_FILE, is_sharded
 from fulgur.checkpoint.verify import verify_checkpoint
 from fulgur.checkpoint.write import checkpoint_exists
 from fulgur.rank import rank_zero_info
@@ -48,7 +50,8 @@ def resume_loggers(trainer: Trainer, path: str, version: Version | None, *, weig
         version: Of the first logger, for a file that does not tell where the loggers stood.
         weights_only: As for `load_checkpoint`.
     """
-    own = load_checkpoint(path, map_location="cpu", weights_only=weights_only, mmap=True).get("fulgur", {})
+    opened = os.path.join(path, META_FILE) if is_sharded(path) else path
+    own = load_checkpoint(opened, map_location="cpu", weights_only=weights_only, mmap=True).get("fulgur", {})
     step = own.get("progress", {}).get("log_step", -1)
     positions = own.get("loggers", [])
     if not positions and version is not None:

@@ -22,6 +22,7 @@ _NAME = re.compile(r"\..{1,80}\.[0-9a-f]{12}\.tmp", re.DOTALL)
 LOCK_FILE = ".lock"
 """In a directory that is being written: locked for as long."""
 
+_OF_SHARDS = re.compile(r"\.lock|\.metadata|meta\.pt|__\d+_\d+\.distcp")
 _UNLOCKED_AGE_S = 60.0  # a writer locks its file at once, and writes to it all the time
 _UNKNOWN_AGE_S = 24 * 3600.0  # where there are no locks
 
@@ -65,10 +66,11 @@ def remove_remote_leftovers(filesystem: Any, directory: str) -> None:
 
 def _remove_directory(path: str) -> None:
     """Delete a directory of shards that nobody writes to, or that somebody was about to delete."""
-    lock = os.path.join(path, LOCK_FILE)
-    newest = max([os.lstat(path).st_mtime, *(entry.stat().st_mtime for entry in os.scandir(path))])
-    is_old = time.time() - newest > _UNLOCKED_AGE_S
-    if is_old and (not os.path.exists(lock) or _is_abandoned(lock)):
+    with os.scandir(path) as entries:
+        written = {entry.name: entry.stat().st_mtime for entry in entries}
+    is_own = any(_OF_SHARDS.fullmatch(name) for name in written)
+    is_old = time.time() - max([os.lstat(path).st_mtime, *written.values()]) > _UNLOCKED_AGE_S
+    if is_own and is_old and (LOCK_FILE not in written or _is_abandoned(os.path.join(path, LOCK_FILE))):
         shutil.rmtree(path)
 
 

@@ -8,7 +8,7 @@ import traceback
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
-from fulgur.checkpoint.tools import averaging, comparison, conversion, inspection, pruning, verification
+from fulgur.checkpoint.tools import averaging, comparison, consolidation, conversion, inspection, pruning, verification
 from fulgur.checkpoint.tools.command import Command, Outcome
 from fulgur.checkpoint.tools.show import print_json, print_shown
 from fulgur.errors import FulgurError
@@ -18,6 +18,7 @@ COMMANDS: tuple[Command, ...] = (
     verification.COMMAND,
     comparison.COMMAND,
     conversion.COMMAND,
+    consolidation.COMMAND,
     averaging.COMMAND,
     pruning.COMMAND,
 )

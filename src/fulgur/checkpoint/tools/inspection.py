@@ -131,7 +131,7 @@ def stored_bytes(tensors: Any) -> int:
 def _show(opened: Opened, data: dict[str, Any], *, is_full: bool) -> Iterator[Table | str]:
     yield f"{opened.path}: {opened.kind_name}, {format_size(opened.size_bytes)}"
     facts = data["versions"] | data["counters"] | data["metadata"]
-    if opened.kind in ("fulgur", "lightning"):
+    if opened.kind in ("fulgur", "shards", "lightning"):
         facts["resume"] = data["resume"]
     if facts:
         yield Table("", ("fact", "value"), [(name, _text(value, is_full=is_full)) for name, value in facts.items()])

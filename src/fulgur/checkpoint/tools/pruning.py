@@ -13,6 +13,7 @@ from typing import Any, Literal
 from fulgur.checkpoint.load import load_checkpoint
 from fulgur.checkpoint.location import canonical, is_remote, join, list_files, local_path, modified_at
 from fulgur.checkpoint.seal import describe
+from fulgur.checkpoint.sharded import is_sharded
 from fulgur.checkpoint.tools.command import Command, Outcome, Table
 from fulgur.checkpoint.tools.show import format_size
 from fulgur.checkpoint.tools.source import is_directory, open_file, size_of
@@ -70,7 +71,7 @@ def plan(directory: str, *, keep_last: int, best: tuple[str, Mode] | None = None
     stay: whoever wants them gone has to look at them first. So do links, and what they lead to.
 
     Args:
-        directory: A path or a URL. Directories in it are left alone.
+        directory: A path or a URL. Directories in it are left alone, unless they are sharded checkpoints.
         keep_last: How many whole files to keep. >= 1.
         best: Also keep the best file by this metric, of which ``"min"`` or ``"max"`` is best.
         trust: Open files that hold more than plain data, for `best`.
@@ -104,7 +105,7 @@ def _list_entries(directory: str) -> tuple[list[Entry], dict[str, str]]:
         raise FileNotFoundError(f"There is no directory {directory!r}.")
     paths = [join(directory, name) for name in list_files(directory) if name.endswith(EXTENSION)]
     links = {path: canonical(path) for path in paths if not is_remote(path) and os.path.islink(local_path(path))}
-    files = [path for path in paths if path not in links and not is_directory(path)]
+    files = [path for path in paths if path not in links and (not is_directory(path) or is_sharded(path))]
     return sorted((_look_at(path) for path in files), key=lambda entry: entry.rank, reverse=True), links
 
 

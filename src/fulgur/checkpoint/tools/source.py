@@ -11,6 +11,8 @@ from torch import Tensor
 
 from fulgur.checkpoint.load import load_checkpoint
 from fulgur.checkpoint.location import is_remote, local_path, open_filesystem
+from fulgur.checkpoint.sharded import is_sharded
+from fulgur.checkpoint.sharded_read import load_sharded
 from fulgur.checkpoint.tools.safetensors_file import (
     SAFETENSORS,
     read_metadata,
@@ -22,7 +24,7 @@ from fulgur.checkpoint.verify import open_verified
 from fulgur.checkpoint.write import checkpoint_exists, write_checkpoint
 from fulgur.errors import CheckpointError
 
-Kind = Literal["fulgur", "lightning", "weights", "safetensors", "other"]
+Kind = Literal["fulgur", "shards", "lightning", "weights", "safetensors", "other"]
 
 # Types of what the tools look into; a file may come from anywhere.
 _TYPES: dict[str, type] = {
@@ -38,6 +40,7 @@ _TYPES: dict[str, type] = {
 
 _NAMES = {
     "fulgur": "a fulgur checkpoint",
+    "shards": "a sharded fulgur checkpoint",
     "lightning": "a Lightning checkpoint",
     "weights": "bare weights",
     "safetensors": "weights in safetensors",
@@ -84,6 +87,10 @@ def open_file(path: str, *, trust: bool = False, shapes_only: bool = False, is_v
         CheckpointError: It cannot be read, is not as it was written, or wants more than plain data.
         MissingExtraError: Tensors of a safetensors file are wanted, and the package is not installed.
     """
+    if is_sharded(path):
+        content = load_sharded(path, weights_only=not trust, shapes_only=shapes_only, is_verified=is_verified)
+        _require_types(content, path)
+        return Opened(path, "shards", size_of(path), content, {})
     if is_directory(path):
         raise CheckpointError(f"{path!r} is a directory. Name one file in it.")
     if path.endswith(SAFETENSORS):
@@ -142,9 +149,10 @@ def is_directory(path: str) -> bool:
 
 
 def size_of(path: str) -> int:
-    """Size of the file at `path`, a path or a URL, in bytes."""
+    """Size of the file at `path`, a path or a URL, in bytes; of a sharded checkpoint that of its files."""
     if not is_remote(path):
-        return os.path.getsize(local_path(path))
+        files = [entry for entry in os.scandir(path) if entry.is_file()] if is_sharded(path) else ()
+        return sum(entry.stat().st_size for entry in files) or os.path.getsize(local_path(path))
     filesystem, inner = open_filesystem(path)
     return int(filesystem.size(inner) or 0)
 

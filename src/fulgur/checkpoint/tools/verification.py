@@ -6,9 +6,11 @@ import os
 import posixpath
 from argparse import ArgumentParser, Namespace
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from fulgur.checkpoint.location import is_remote, join, local_path, open_filesystem
+from fulgur.checkpoint.sharded import is_sharded
 from fulgur.checkpoint.tools.command import Command, Outcome, Table
 from fulgur.checkpoint.tools.source import is_directory
 from fulgur.checkpoint.verify import verify_checkpoint
@@ -20,17 +22,23 @@ EXTENSION = ".ckpt"
 def find_checkpoints(directory: str) -> list[str]:
     """Paths of the checkpoints in `directory` and below it, sorted."""
     if not is_remote(directory):
-        found = os.walk(local_path(directory))
-        return sorted(os.path.join(top, name) for top, _, names in found for name in names if name.endswith(EXTENSION))
+        return sorted(_find_local(local_path(directory)))
     filesystem, top = open_filesystem(directory)
     names = (posixpath.relpath(path, top) for path in filesystem.find(top))
     return sorted(join(directory, name) for name in names if name.endswith(EXTENSION))
 
 
+def _find_local(directory: str) -> Iterator[str]:
+    for top, directories, names in os.walk(directory):
+        shards = [name for name in directories if is_sharded(os.path.join(top, name))]
+        directories[:] = [name for name in directories if name not in shards]
+        yield from (os.path.join(top, name) for name in (*shards, *names) if name.endswith(EXTENSION))
+
+
 def _files_of(path: str) -> list[str]:
     if not checkpoint_exists(path):
         raise FileNotFoundError(f"There is no file or directory at {path!r}.")
-    if not is_directory(path):
+    if not is_directory(path) or is_sharded(path):
         return [path]
     files = find_checkpoints(path)
     if not files:
