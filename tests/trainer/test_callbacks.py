@@ -73,18 +73,18 @@ class At(Callback):
             do(trainer)
 
 
-def test_callback_added_in_an_epoch_is_called_from_the_next_on() -> None:
+def test_callback_added_in_an_epoch_is_called_as_soon_as_its_batches_are_over() -> None:
     added = Letters()
     adder = At("on_train_batch_end", lambda trainer: trainer.callbacks.append(added))
     quiet(max_epochs=3, callbacks=[adder]).fit(Net(), numbers(2), numbers(1))
-    assert added.text == "ttVEttVE>"
+    assert added.text == "VEttVEttVE>"
 
 
-def test_callback_removed_in_an_epoch_is_called_to_its_end() -> None:
+def test_callback_removed_in_an_epoch_is_called_for_its_batches_alone() -> None:
     removed = Letters()
     remover = At("on_train_batch_end", lambda trainer: trainer.callbacks.remove(removed))
     quiet(max_epochs=3, callbacks=[remover, removed]).fit(Net(), numbers(2), numbers(1))
-    assert removed.text == "<ttVE"
+    assert removed.text == "<tt"
 
 
 def test_callback_added_in_setup_is_called_from_the_start() -> None:
