@@ -51,6 +51,7 @@ from fulgur.sources import (
     find_source,
     missing_loader,
     settle_epochs,
+    shard_of,
 )
 from fulgur.states import RunningStage, TrainerFn, TrainerStatus
 from fulgur.sums import SharedSums, mean_over_ranks
@@ -80,7 +81,7 @@ def evaluate(trainer: Trainer, call: Call) -> list[dict[str, float]]:
     return results
 
 
-def predict(trainer: Trainer, call: Call, *, returns: bool) -> list[Any] | None:
+def predict(trainer: Trainer, call: Call, *, returns: bool | str) -> list[Any] | None:
     """Predict, from launch to teardown."""
     predictions: list[Any] | None = on_all_ranks(trainer, _predict, call, returns=returns)
     return predictions
@@ -162,7 +163,7 @@ def _evaluate(trainer: Trainer, call: Call) -> list[dict[str, float]]:
     return results
 
 
-def _predict(trainer: Trainer, call: Call, *, returns: bool) -> list[Any] | None:
+def _predict(trainer: Trainer, call: Call, *, returns: bool | str) -> list[Any] | None:
     loop = trainer.predict_loop
 
     def body() -> list[Any] | None:
@@ -182,13 +183,18 @@ def _predict(trainer: Trainer, call: Call, *, returns: bool) -> list[Any] | None
         loop.feed = eval_feed(trainer, call, "predict")
         loop.plan = eval_plan(trainer, module, "predict", loop.feed)
         writers: list[Any] = [c for c in trainer.callbacks if hasattr(c, "write_on_batch_end")]
-        loop.records_indices = bool(writers)
-        loop.keeps_predictions = returns or any(c.interval.on_epoch for c in writers)
+        loop.records_indices = bool(writers) or returns == "ordered"
+        loop.keeps_predictions = bool(returns) or any(c.interval.on_epoch for c in writers)
         if trainer._settings.limit_predict_batches == 0:
             return None
         loop.feed.set_epoch(trainer.current_epoch)
         with watch_signals(trainer, loop):
-            return loop.run(context=eval_context(trainer))
+            predictions = loop.run(context=eval_context(trainer))
+        if returns == "ordered":
+            from fulgur.loops.order import predictions_in_order
+
+            return predictions_in_order(loop, shard_of(trainer.strategy))
+        return predictions
 
     predictions: list[Any] | None = _execute(trainer, call, body)
     return predictions if returns else None

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from fulgur.data.position import PlacedLoader
 from fulgur.data.transfer import move_to_device
 from fulgur.hooks import Calls
 from fulgur.loops.evaluate import EvalPlan, modes_kept_on_error, restore_modes
@@ -86,6 +87,9 @@ class PredictLoop(EvaluationLoopView):
         if self.records_indices:
             fetch.loader, recorded = _recording(fetch.loader)
         for batch_idx, batch in enumerate(fetch):
+            if not fetch.weight:  # other ranks need this one for their step
+                plan.step(batch, batch_idx, *extra)
+                continue
             self.current = (index, batch_idx)
             self.current_batch_indices = recorded.pop(0) if recorded else []
             for hook in hooks.batch_start:
@@ -125,6 +129,8 @@ class _RecordingBatches:
 
 def _recording(loader: Any) -> tuple[Any, list[list[int]] | None]:
     """A copy of `loader` that notes the indices of its batches, and the list of them; None where it has none."""
+    if isinstance(loader, PlacedLoader):
+        return loader, loader.record()
     if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
         return loader, None
     recording = _RecordingBatches(loader.batch_sampler)
