@@ -15,14 +15,23 @@ from fulgur.mesh import REPLICATE, SHARD, build_mesh, is_mesh
 from fulgur.strategies.distributed_state import share_initial_state
 from fulgur.strategies.fsdp_arguments import check_rest, to_policy, to_sharding, wants_offload
 from fulgur.strategies.parallel import ParallelStrategy
-from fulgur.strategies.routing import route_steps, set_sync_of
+from fulgur.strategies.routing import (
+    GradientSync,
+    RoutedTraining,
+    is_sharded_whole,
+    route_evaluation,
+    route_training,
+)
 from fulgur.strategies.sharded_files import ShardedFiles
 from fulgur.strategies.units import callable_children, find_units, materialize, recompute_in_backward, select
+from fulgur.strategies.votes import Votes
+from fulgur.strategies.zero_pass import ZeroPass
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
+    from fulgur.agreement import Agreement
     from fulgur.checkpoint.io import CheckpointIO
     from fulgur.launch.environments import ClusterEnvironment
 
@@ -105,6 +114,9 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
         self.saves_shards = state_dict_type == "sharded"
         self._rest = check_rest(kwargs)
         self._mesh: Any = device_mesh
+        self._sync: Any = None
+        self._zero_pass: Any = None
+        self._training: RoutedTraining | None = None
 
     @property
     def device_mesh(self) -> DeviceMesh | None:
@@ -133,6 +145,8 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
         """Shard `module`, which has the same weights on all ranks from here on. All ranks must reach this."""
         from torch.distributed.fsdp import FSDPModule
 
+        if module is not self.lightning_module:
+            self._zero_pass = None
         self.lightning_module = self.model = module
         if any(isinstance(inner, FSDPModule) for inner in module.modules()):
             return self.model  # by an earlier call, or by the user in configure_model
@@ -208,10 +222,30 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
     # ------------------------------------------------------------------------------------------------- the steps
 
     def wrap_step(self, step: Callable[..., Any], *, name: str = "training_step") -> Callable[..., Any]:
-        return route_steps(self.lightning_module, step, name)
+        module = self.lightning_module
+        if not is_sharded_whole(module):
+            return step  # its children are called by the step, and gather themselves
+        if name != "training_step":
+            return route_evaluation(module, step)
+        self._sync, self._training = GradientSync(module), None
+        if self.world_size == 1 or module.compiler is not None:
+            return route_training(module, step)
+        if self._zero_pass is None:
+            self._zero_pass = ZeroPass(module, [inner for inner in module.modules() if _is_unit_of(inner, module)])
+        self._training = RoutedTraining(module, step, self._zero_pass, lambda: self._sync.is_on)
+        return self._training
 
     def set_grad_sync(self) -> Callable[[bool], None] | None:
-        return set_sync_of(self.lightning_module)
+        return self._sync.set if self._sync is not None else None
+
+    def build_votes(self, agreement: Agreement) -> Votes | None:
+        if self._training is None:
+            return None
+        return Votes(agreement, self.open_store("votes"), take_zero_loss=self._training.take_zero_loss)
+
+
+def _is_unit_of(inner: nn.Module, module: nn.Module) -> bool:
+    return inner is not module and is_sharded_whole(inner)
 
 
 def _with_running_statistics(module: nn.Module, units: list[nn.Module]) -> list[nn.Module]:

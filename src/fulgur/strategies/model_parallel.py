@@ -13,13 +13,15 @@ from fulgur.errors import MisconfigurationException
 from fulgur.mesh import DATA_PARALLEL, build_mesh, resolve_parallel_sizes
 from fulgur.strategies.distributed_state import share_initial_state
 from fulgur.strategies.parallel import ParallelStrategy
-from fulgur.strategies.routing import route_steps, set_sync_of
+from fulgur.strategies.routing import GradientSync, is_sharded_whole, route_evaluation, route_training
 from fulgur.strategies.sharded_files import ShardedFiles
 from fulgur.strategies.units import materialize
+from fulgur.strategies.votes import Votes
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+    from fulgur.agreement import Agreement
     from fulgur.checkpoint.io import CheckpointIO
     from fulgur.launch.environments import ClusterEnvironment
 
@@ -73,6 +75,7 @@ class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
         self.data_parallel_size, self.tensor_parallel_size = data_parallel_size, tensor_parallel_size
         self.saves_shards = save_distributed_checkpoint
         self._mesh: DeviceMesh | None = None
+        self._sync: GradientSync | None = None
 
     @property
     def device_mesh(self) -> DeviceMesh | None:
@@ -151,10 +154,36 @@ class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
             )
 
     def wrap_step(self, step: Callable[..., Any], *, name: str = "training_step") -> Callable[..., Any]:
-        return route_steps(self.lightning_module, step, name)
+        module = self.lightning_module
+        if name != "training_step":
+            return route_evaluation(module, step) if is_sharded_whole(module) else step
+        self._sync = GradientSync(module)
+        if self.data_size > 1:
+            step = _demanding_loss(step)
+        return route_training(module, step) if is_sharded_whole(module) else step
 
     def set_grad_sync(self) -> Callable[[bool], None] | None:
-        return set_sync_of(self.lightning_module)
+        return self._sync.set if self._sync is not None and self._sync.roots else None
+
+    def build_votes(self, agreement: Agreement) -> Votes | None:
+        if self.data_size == 1 or not self.lightning_module.automatic_optimization:
+            return None
+        return Votes(agreement, self.open_store("votes"), take_zero_loss=lambda: None)
+
+
+def _demanding_loss(step: Callable[..., Any]) -> Callable[..., Any]:
+    """`step`, with an error where it returns None: the ranks that share its layers may be waiting for this one."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        outputs = step(*args, **kwargs)
+        if outputs is None:
+            raise MisconfigurationException(
+                "training_step returned None, and ModelParallelStrategy with data_parallel_size > 1 cannot leave out a "
+                "batch on some ranks only. Return a loss of zero, for example 0 * loss."
+            )
+        return outputs
+
+    return run
 
 
 def _configures_model(module: Any) -> bool:

@@ -5,52 +5,110 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
 
-def route_steps(module: Any, step: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """`step`, with the parameters that belong to `module` itself gathered while it runs.
+from fulgur.strategies.zero_pass import ZeroPass
 
-    Args:
-        module: One that is not sharded itself is left to gather its children as they are called.
-        step: What to run.
-        name: "training_step" for the one that a backward pass follows.
-    """
-    from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
-    if not isinstance(module, FSDPModule):
-        return step
-    module._routed_step = step  # type: ignore[attr-defined]
-    register_fsdp_forward_method(module, "_routed_step")  # type: ignore[arg-type]
-    routed: Callable[..., Any] = module.__dict__.pop("_routed_step")
-    reshard = module.reshard
+def is_sharded_whole(module: Any) -> bool:
+    """Whether `fully_shard` was applied to `module` itself."""
+    from torch.distributed.fsdp import FSDPModule
 
-    def train(*args: Any, **kwargs: Any) -> Any:
-        reshard()  # order matters: what a callback has gathered is older than the optimizer's last step
-        return routed(*args, **kwargs)
+    return isinstance(module, FSDPModule)
+
+
+def as_forward(module: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, with the parameters of `module` that belong to no unit gathered while it runs."""
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    module._routed = function
+    register_fsdp_forward_method(module, "_routed")
+    routed: Callable[..., Any] = module.__dict__.pop("_routed")
+    return routed
+
+
+def route_evaluation(module: Any, step: Callable[..., Any]) -> Callable[..., Any]:
+    """`step` as forward pass of `module`."""
+    routed, reshard = as_forward(module, step), module.reshard
 
     def evaluate(*args: Any, **kwargs: Any) -> Any:
         outputs = routed(*args, **kwargs)
         reshard()  # without a backward pass nobody else does
         return outputs
 
-    return train if name == "training_step" else evaluate
+    return evaluate
 
 
-def set_sync_of(module: Any) -> Callable[[bool], None] | None:
-    """A function that turns the reduction of gradients on or off; None where `fully_shard` was applied to nothing."""
-    from torch.distributed.fsdp import FSDPModule
+def route_training(module: Any, step: Callable[..., Any]) -> Callable[..., Any]:
+    """`step` as forward pass of `module`, for a backward pass to follow."""
+    routed, reshard = as_forward(module, step), module.reshard
 
-    roots = [inner for inner in module.modules() if isinstance(inner, FSDPModule)]
-    if isinstance(module, FSDPModule):
-        roots = [module]
-    if not roots:
+    def train(*args: Any, **kwargs: Any) -> Any:
+        reshard()  # order matters: what a callback has gathered is older than the optimizer's last step
+        return routed(*args, **kwargs)
+
+    return train
+
+
+class RoutedTraining:
+    """As `route_training`, on several ranks, for a step that may return None on some of them.
+
+    Args:
+        module: To which `fully_shard` was applied.
+        step: Its training step.
+        zero_pass: Stands in for a step that returned None.
+        is_syncing: Whether gradients are reduced after this batch.
+    """
+
+    def __init__(
+        self, module: Any, step: Callable[..., Any], zero_pass: ZeroPass, is_syncing: Callable[[], bool]
+    ) -> None:
+        self._step, self._zero_pass, self._is_syncing = step, zero_pass, is_syncing
+        self._routed, self._reshard = as_forward(module, self._run), module.reshard
+        self._is_zero = False
+        self._zero_loss: Tensor | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._reshard()  # order matters: what a callback has gathered is older than the optimizer's last step
+        outputs = self._routed(*args, **kwargs)
+        if not self._is_zero:
+            return outputs
+        if self._is_syncing():
+            self._zero_loss = outputs
+        else:
+            outputs.backward()  # the others gather their parameters for it, whether or not they reduce afterwards
         return None
-    is_on = True
 
-    def set_sync(wanted: bool) -> None:
-        nonlocal is_on
-        if wanted is not is_on:
-            is_on = wanted
-            for root in roots:
+    def take_zero_loss(self) -> Tensor | None:
+        """The loss of no batch, where the last step returned None: for its backward pass the others are waiting."""
+        loss, self._zero_loss = self._zero_loss, None
+        return loss
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        outputs, self._is_zero = self._zero_pass.run(self._step, *args, **kwargs)
+        return outputs
+
+
+class GradientSync:
+    """Turns the reduction of gradients on and off.
+
+    Args:
+        module: `fully_shard` was applied to it, or to modules within it.
+
+    Attributes:
+        is_on: Whether gradients are reduced.
+    """
+
+    def __init__(self, module: Any) -> None:
+        from torch.distributed.fsdp import FSDPModule
+
+        inner = [inner for inner in module.modules() if isinstance(inner, FSDPModule)]
+        self.roots: list[Any] = [module] if isinstance(module, FSDPModule) else inner
+        self.is_on = True
+
+    def set(self, wanted: bool) -> None:
+        """Reduce gradients from now on, or keep them."""
+        if wanted is not self.is_on:
+            self.is_on = wanted
+            for root in self.roots:
                 root.set_requires_gradient_sync(wanted)
-
-    return set_sync
