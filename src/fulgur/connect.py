@@ -26,7 +26,7 @@ from fulgur.leaving import BeforeValidation
 from fulgur.loops.evaluate import EvalPlan, EvaluationLoop, grad_free_context
 from fulgur.loops.feed import Feed, uncounted
 from fulgur.loops.own_steps import run_step
-from fulgur.loops.plan import build_plan, step_of
+from fulgur.loops.plan import StepPlan, build_plan, step_of
 from fulgur.module import LightningModule
 from fulgur.optim.configure import OptimizerSetup
 from fulgur.profilers.profiler import PassThroughProfiler
@@ -41,6 +41,7 @@ from fulgur.sources import (
 from fulgur.states import RunningStage
 
 if TYPE_CHECKING:
+    from fulgur.strategies import Strategy
     from fulgur.trainer import Trainer
 
 PREFIX = {"val": "validation", "test": "test", "predict": "predict"}
@@ -68,8 +69,11 @@ def connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> Non
     )
     if is_profiled(trainer):
         _profile_training(trainer)
+    if trainer.strategy.is_distributed:
+        _connect_ranks(trainer, loop.plan)
+    no_sync = trainer.strategy.no_grad_sync
     for update in loop.plan.updates:
-        update.wrapped.bind(partial(run_step, loop, update), optimizers=setup.optimizers)
+        update.wrapped.bind(partial(run_step, loop, update), optimizers=setup.optimizers, no_sync=no_sync)
     loop.write_metrics = partial(_write_metrics, trainer, epoch=lambda: trainer.current_epoch)
     loop.recollect = partial(_recollect, trainer, list(trainer.callbacks))
     loop.load_epoch = partial(_load_epoch, trainer, call)
@@ -87,6 +91,23 @@ def _is_ours(callback: Any) -> bool:
 def is_profiled(trainer: Trainer) -> bool:
     """Whether somebody measures the run."""
     return not isinstance(trainer.profiler, PassThroughProfiler)
+
+
+def _connect_ranks(trainer: Trainer, plan: StepPlan) -> None:
+    """What a step needs of the other ranks beyond its wrapper."""
+    strategy = trainer.strategy
+    plan.schedulers.share = strategy.broadcast
+    if not trainer.fit_loop.is_automatic:
+        plan.set_grad_sync, plan.prepare_backward = None, strategy.prepare_backward
+    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in plan.optimizers):
+        plan.mean_loss = partial(_mean_over_ranks, strategy)
+
+
+def _mean_over_ranks(strategy: Strategy, loss: Any) -> Any:
+    """Mean over the ranks that have a loss; without it each rank's LBFGS would go on by its own."""
+    own = torch.zeros(2, dtype=torch.float64) if loss is None else torch.tensor([float(loss), 1.0], dtype=torch.float64)
+    total, count = strategy.reduce(own.to(strategy.root_device), reduce_op="sum").tolist()  # all ranks must reach this
+    return torch.tensor(total / count) if count else None
 
 
 def _profile_training(trainer: Trainer) -> None:

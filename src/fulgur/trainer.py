@@ -30,6 +30,7 @@ from fulgur.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 
 if TYPE_CHECKING:
     from fulgur.accelerators import Accelerator
+    from fulgur.agreement import Agreement
     from fulgur.checkpoint.io import CheckpointIO
     from fulgur.datamodule import LightningDataModule
     from fulgur.leaving import BeforeValidation
@@ -74,7 +75,7 @@ class Trainer(EarlierTrainer):
         deterministic: Demand deterministic algorithms of torch while a run lasts; "warn" only warns.
         benchmark: ``torch.backends.cudnn.benchmark`` while a run lasts.
         inference_mode: Use `torch.inference_mode` rather than `torch.no_grad` in validate, test and predict.
-        use_distributed_sampler: Split samples over processes.
+        use_distributed_sampler: Split samples over processes. False where loaders give each its own by themselves.
         profiler: "simple", "advanced" or a `Profiler`.
         detect_anomaly: Run fit under autograd's anomaly detection.
         barebones: Switch off everything that costs time: checkpoints, loggers, bar, summary, sanity check, `self.log`.
@@ -84,6 +85,8 @@ class Trainer(EarlierTrainer):
         default_root_dir: Where logs and checkpoints go; None is the working directory.
         enable_autolog_hparams: Send hyperparameters and graph to the loggers.
         model_registry: Accepted for compatibility.
+        uneven_loaders: What is done where loaders that are not split by the Trainer have other lengths on other ranks:
+            "join" lets the short ranks take part in the steps of the others without counting, "error" refuses them.
         **kwargs: Arguments of 1.x.
 
     Raises:
@@ -136,6 +139,7 @@ class Trainer(EarlierTrainer):
         default_root_dir: str | os.PathLike[str] | None = None,
         enable_autolog_hparams: bool = True,
         model_registry: str | None = None,
+        uneven_loaders: Literal["join", "error"] = "join",
         **kwargs: Any,
     ) -> None:
         named = {k: v for k, v in locals().items() if k not in ("self", "args", "kwargs")}
@@ -164,11 +168,17 @@ class Trainer(EarlierTrainer):
         self.state = TrainerState()
         self.metrics = MetricLog()
 
-        self.accelerator, self._devices = resolve.resolve_accelerator(settings.accelerator, settings.devices)
+        processes = resolve.resolve_processes(settings)
+        self.accelerator, self._devices, self._num_nodes = (
+            processes.accelerator,
+            processes.devices,
+            processes.num_nodes,
+        )
         self.precision_plugin: Precision = resolve.resolve_precision(
             settings.precision, settings.plugins, self._devices[0].type
         )
-        self.strategy = resolve.resolve_strategy(settings.strategy, self._devices, settings.num_nodes)
+        self.strategy = resolve.resolve_strategy(settings, processes)
+        self.strategy.precision_plugin = self.precision_plugin
         checkpoint_io = resolve.resolve_checkpoint_io(settings.plugins)
         if checkpoint_io is not None:
             self.strategy.checkpoint_io = checkpoint_io
@@ -185,6 +195,7 @@ class Trainer(EarlierTrainer):
 
         self.fit_loop = FitLoop(_limits(settings))
         self._val_loop = EvaluationLoop("validation")  # in fit; validate() has its own counters
+        self.fit_loop.val_loop = self._val_loop
         self.validate_loop, self.test_loop = EvaluationLoop("validation"), EvaluationLoop("test")
         self.predict_loop = PredictLoop()
 
@@ -195,7 +206,7 @@ class Trainer(EarlierTrainer):
         self._call: sources.Call | None = None
         self._has_set_up = False
         self._signals: set[int] = set()
-        self.fit_loop.val_loop = self._val_loop
+        self._agreement: Agreement | None = None
         self._before_validation: BeforeValidation | None = None
         self._ckpt_path: Any = None
         self._loaded_ckpt_path: Any = None
@@ -298,7 +309,7 @@ class Trainer(EarlierTrainer):
         model: LightningModule | None = None,
         dataloaders: Any = None,
         datamodule: LightningDataModule | None = None,
-        return_predictions: bool | None = None,
+        return_predictions: bool | Literal["ordered"] | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
     ) -> list[Any] | None:
@@ -308,7 +319,9 @@ class Trainer(EarlierTrainer):
             model: None takes the attached one, with its best checkpoint where there is one.
             dataloaders: A loader, or a list or dict of them; None asks datamodule or module.
             datamodule: Where loaders come from.
-            return_predictions: None means True.
+            return_predictions: True, or None, gives each process the predictions for the batches that it got itself.
+                "ordered" gives every process those of all, in the order of the dataset, with as many samples each as a
+                batch of the loader. It needs predictions that can be cut into samples where batches are not in order.
             ckpt_path: Load weights from this file first: a path, "best" or "last".
             weights_only: As for `fit`.
 
@@ -320,7 +333,12 @@ class Trainer(EarlierTrainer):
         _refuse_both(datamodule, dataloaders=loaders)
         call = sources.Call(TrainerFn.PREDICTING, model, datamodule, ckpt_path, weights_only)
         call.sources = {"predict": loaders}
-        return run.predict(self, call, returns=return_predictions is not False)
+        returns = True if return_predictions is None else return_predictions
+        if returns not in (True, False, "ordered"):
+            raise MisconfigurationException(
+                f"return_predictions={return_predictions!r} is unknown. Use True, False or 'ordered'."
+            )
+        return run.predict(self, call, returns=returns)
 
     def save_checkpoint(
         self,
@@ -418,12 +436,35 @@ class Trainer(EarlierTrainer):
 
     @property
     def should_stop(self) -> bool:
-        """Set it to end the training after this batch, once the minimums are met."""
-        return self.fit_loop.should_stop
+        """Set it to end the training after this batch, once the minimums are met.
+
+        Set on one of several ranks, it ends the training of all, one or two batches later.
+        """
+        return self.fit_loop.should_stop or (self._agreement is not None and self._agreement.wishes("stop"))
 
     @should_stop.setter
     def should_stop(self, value: bool) -> None:
-        self.fit_loop.should_stop = bool(value)
+        if value and self._agreement is not None:
+            if not self.should_stop:
+                self._agreement.request("stop")
+        else:
+            self.fit_loop.should_stop = bool(value)
+
+    def agree(self, name: str, is_wanted: bool) -> bool:
+        """Whether all ranks do something now that depends on what only one of them knows, such as the time.
+
+        Exchanges nothing unless somebody wants it, and is free then, too, for the training goes on meanwhile. Call it
+        after each training batch, on all ranks.
+
+        Args:
+            name: What it is about. Different things have different names.
+            is_wanted: Whether this rank wants it.
+
+        Returns:
+            On one process `is_wanted`. On several True once, on all of them after the same batch, soon after any of
+            them has wanted it.
+        """
+        return is_wanted if self._agreement is None else self._agreement.agree(name, is_wanted)
 
     @property
     def is_last_batch(self) -> bool:
@@ -454,6 +495,10 @@ class Trainer(EarlierTrainer):
         """Fraction of an epoch (float), batches (int) or time between two validations."""
         return self.fit_loop.limits.val_check_interval
 
+    @val_check_interval.setter
+    def val_check_interval(self, value: int | float | timedelta) -> None:
+        self.fit_loop.limits.val_check_interval = value
+
     @property
     def val_check_batch(self) -> int | float:
         """Batches between two validations; ``inf`` before the loader is there, and where time decides."""
@@ -464,19 +509,27 @@ class Trainer(EarlierTrainer):
         """Epochs between two that validate; None counts batches across epochs."""
         return self.fit_loop.limits.check_val_every_n_epoch
 
+    @check_val_every_n_epoch.setter
+    def check_val_every_n_epoch(self, value: int | None) -> None:
+        self.fit_loop.limits.check_val_every_n_epoch = value
+
     @property
     def num_sanity_val_steps(self) -> int | float:
         """Validation batches before training; ``inf`` for all."""
         return self.fit_loop.limits.n_sanity_batches
 
+    @num_sanity_val_steps.setter
+    def num_sanity_val_steps(self, value: int | float) -> None:
+        self.fit_loop.limits.n_sanity_batches = value
+
     @property
     def reload_dataloaders_every_n_epochs(self) -> int:
         """Epochs between two requests for new loaders; 0 loads them once."""
-    @val_check_interval.setter
-    def val_check_interval(self, value: int | float | timedelta) -> None:
-        self.fit_loop.limits.val_check_interval = value
-
         return self.fit_loop.limits.reload_every_n_epochs
+
+    @reload_dataloaders_every_n_epochs.setter
+    def reload_dataloaders_every_n_epochs(self, value: int) -> None:
+        self.fit_loop.limits.reload_every_n_epochs = value
 
     @property
     def estimated_stepping_batches(self) -> int | float:
@@ -486,28 +539,16 @@ class Trainer(EarlierTrainer):
         """
         return sources.estimate_steps(self)
 
-    @check_val_every_n_epoch.setter
-    def check_val_every_n_epoch(self, value: int | None) -> None:
-        self.fit_loop.limits.check_val_every_n_epoch = value
-
     # ---------------------------------------------------------------------------------------------------- loaders
 
     @property
     def num_training_batches(self) -> int | float:
         """Batches of a training epoch; ``inf`` before the loader is there, and for one without a length."""
-    @num_sanity_val_steps.setter
-    def num_sanity_val_steps(self, value: int | float) -> None:
-        self.fit_loop.limits.n_sanity_batches = value
-
         return self._feeds["train"].n_batches[0] if "train" in self._feeds else math.inf
 
     @property
     def num_val_batches(self) -> list[int | float]:
         """Validation batches of each loader."""
-    @reload_dataloaders_every_n_epochs.setter
-    def reload_dataloaders_every_n_epochs(self, value: int) -> None:
-        self.fit_loop.limits.reload_every_n_epochs = value
-
         return list(self._feeds["val"].n_batches) if "val" in self._feeds else []
 
     @property
@@ -744,7 +785,7 @@ class Trainer(EarlierTrainer):
     @property
     def num_nodes(self) -> int:
         """Number of machines."""
-        return self._settings.num_nodes
+        return self._num_nodes
 
     @property
     def num_devices(self) -> int:

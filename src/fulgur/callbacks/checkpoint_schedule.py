@@ -14,16 +14,13 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class IntervalClock:
-    """Tells when the interval since the last save is over, the same on all ranks without asking them at each batch.
-
-    One process looks at its clock. Several ask rank 0 at batches they know in advance: half of the time that is left
-    lies between one question and the next, as the pace so far has it.
+    """Tells when the interval since the last save is over, the same on all ranks: the first clock counts.
 
     Args:
         interval: Time between two saves. ``None`` is never over.
     """
 
-    __slots__ = ("ask_at", "batches", "interval_s", "started_at")
+    __slots__ = ("interval_s", "started_at")
 
     def __init__(self, interval: timedelta | None) -> None:
         self.interval_s = float("inf") if interval is None else interval.total_seconds()
@@ -32,21 +29,16 @@ class IntervalClock:
     def restart(self) -> None:
         """Begin an interval now."""
         self.started_at = monotonic()
-        self.batches = 0
-        self.ask_at = 1
 
-    def is_due(self, trainer: Trainer) -> bool:
-        """Whether the interval is over. All ranks must call it after each batch."""
-        if trainer.world_size == 1:
-            return monotonic() - self.started_at >= self.interval_s
-        self.batches += 1
-        if self.batches < self.ask_at:
-            return False
-        passed = monotonic() - self.started_at
-        left = (self.interval_s - passed) / max(passed, 1e-9) * self.batches / 2
-        answer = (passed >= self.interval_s, self.batches + max(1, int(left)))
-        is_due, self.ask_at = trainer.strategy.broadcast(answer)  # all ranks must reach this
-        return bool(is_due)
+    def is_due(self, trainer: Trainer, name: str) -> bool:
+        """Whether the interval is over. All ranks must call it after each batch.
+
+        Args:
+            trainer: Of the run.
+            name: Tells this clock from those of other callbacks.
+        """
+        is_over = monotonic() - self.started_at >= self.interval_s
+        return trainer.agree(f"save {name}", is_over)
 
 
 def is_epoch_due(trainer: Trainer, every_n_epochs: int) -> bool:

@@ -231,7 +231,7 @@ class ModelCheckpoint(Checkpoint):
         if every:
             if step % every or step == self._last_step_triggered:
                 return
-        elif self._train_time_interval is None or not self._clock.is_due(trainer):
+        elif self._train_time_interval is None or not self._clock.is_due(trainer, self.state_key):
             return
         if self._should_skip(trainer):
             return

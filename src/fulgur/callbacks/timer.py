@@ -65,7 +65,6 @@ class Timer(Callback):
         self._end: dict[str, float] = {}
         self._offset_s = 0.0
         self._deadline = math.inf
-        self._must_agree = False
 
     def start_time(self, stage: str = "train") -> float | None:
         """When `stage` last started, in seconds of `time.monotonic`; ``None`` if it never did."""
@@ -99,11 +98,8 @@ class Timer(Callback):
             # Left by an earlier fit; nothing was restored since, so this one starts at zero.
             self._forget("train")
             self._offset_s = 0.0
-        has_limit = not math.isinf(self._duration_s)
-        self._must_agree = has_limit and trainer.world_size > 1
         self._deadline = time.monotonic() + self._duration_s - self._offset_s
-        if has_limit:
-            self._stop_when_over(trainer)
+        self._stop_when_over(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin("train")
@@ -113,11 +109,11 @@ class Timer(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._every_step and (self._must_agree or time.monotonic() >= self._deadline):
+        if self._every_step and time.monotonic() >= self._deadline:
             self._stop_when_over(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._every_step and (self._must_agree or time.monotonic() >= self._deadline):
+        if not self._every_step:
             self._stop_when_over(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -152,10 +148,7 @@ class Timer(Callback):
         self._end.pop(stage, None)
 
     def _stop_when_over(self, trainer: Trainer) -> None:
-        is_over = time.monotonic() >= self._deadline
-        if self._must_agree:
-            is_over = trainer.strategy.reduce_boolean_decision(is_over, all=False)  # all ranks must reach this
-        if is_over and not trainer.should_stop:
+        if time.monotonic() >= self._deadline and not trainer.should_stop:  # on any rank, for all of them
             trainer.should_stop = True
             if self._verbose:
                 rank_zero_info(f"Time limit of {timedelta(seconds=self._duration_s)} reached. Stopping.")

@@ -16,8 +16,8 @@ from torch import nn
 
 from fulgur.hooks import Calls, EvalHooks
 from fulgur.logged import SUFFIX, Entry, Scope
-from fulgur.loops.faults import no_evaluation_batch
 from fulgur.loops.earlier import log_returned
+from fulgur.loops.faults import no_evaluation_batch
 from fulgur.loops.feed import Feed, Transfer, uncounted
 from fulgur.loops.views import EvaluationLoopView
 from fulgur.metrics import MetricLog, to_host

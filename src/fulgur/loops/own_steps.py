@@ -83,6 +83,8 @@ def _evaluate(loop: FitLoop, update: Update, closure: Callable[[], Any]) -> Any:
     """The loss for an optimizer that asks for it, with its gradients as `before_optimizer_step` leaves them."""
     torch.clear_autocast_cache()
     loss = closure()
+    if loop.plan.mean_loss is not None:
+        loss = loop.plan.mean_loss(loss)
     if loop.plan.votes is not None:
         loop.settle_votes(update)
     if not update.n_backward:
@@ -106,10 +108,14 @@ def manual_step(loop: FitLoop, batch: Any, batch_idx: int, updates: bool) -> Any
 def manual_backward(loop: FitLoop, loss: Tensor, *args: Any, **kwargs: Any) -> None:
     """Backward of manual optimization: scaled under 16-mixed, with its hooks."""
     plan, hooks, metrics = loop.plan, loop.hooks, loop.metrics
+    if plan.prepare_backward is not None and loop.fetch.weight != 1.0:
+        loss = loss * loop.fetch.weight  # the ranks' batches are not equally long
     scaled = loss if plan.scaler is None else plan.scaler.scale(loss)
     if hooks.on_before_backward:
         loop.call(hooks.on_before_backward, plan.scopes.before_backward, scaled)
     metrics.scope = plan.scopes.backward
+    if plan.prepare_backward is not None:
+        plan.prepare_backward(scaled)
     try:
         (plan.backward or torch.Tensor.backward)(scaled, *args, **kwargs)
     except (RuntimeError, TypeError) as error:

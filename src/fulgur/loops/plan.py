@@ -90,6 +90,8 @@ class StepPlan:
         scaler: Loss scaler, with 16-mixed only.
         set_grad_sync: Turns gradient reduction on or off.
         votes: Counts the ranks that have a loss; None on one process.
+        prepare_backward: Makes the backward pass of manual optimization reduce gradients; None on one process.
+        mean_loss: The mean over ranks of a loss that an optimizer decides by, as LBFGS does; None where none does.
         schedulers: Learning-rate schedulers.
         has_outputs: Someone reads what `training_step` returned.
         epoch_outputs: Collects outputs for the hooks of the epoch's end that take them; None where none does.
@@ -108,6 +110,8 @@ class StepPlan:
     scaler: LossScaling | None = None
     set_grad_sync: Callable[[bool], None] | None = None
     votes: Votes | None = None
+    prepare_backward: Callable[[Tensor], None] | None = None
+    mean_loss: Callable[[Any], Any] | None = None
     has_outputs: bool = False
     epoch_outputs: list[Any] | None = None
     training_epoch_end: Callable[[list[Any]], Any] | None = None

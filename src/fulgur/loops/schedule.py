@@ -20,6 +20,9 @@ class Schedulers:
         configs: All of them.
         step: The module's ``lr_scheduler_step`` where it is overridden, else None.
         metrics: Where plateau schedulers find what they monitor.
+
+    Attributes:
+        share: Gives all ranks the value of rank 0, so that their rates stay the same; None on one process.
     """
 
     def __init__(
@@ -27,6 +30,7 @@ class Schedulers:
     ) -> None:
         configs = tuple(configs)
         self._override, self._metrics = step, metrics
+        self.share: Callable[[Any], Any] | None = None
         self.by_step: Configs = tuple(c for c in configs if c.interval == "step" and not c.reduce_on_plateau)
         self.by_epoch: Configs = tuple(c for c in configs if c.interval == "epoch" and not c.reduce_on_plateau)
         self.plateau_by_step: Configs = tuple(c for c in configs if c.interval == "step" and c.reduce_on_plateau)
@@ -69,4 +73,4 @@ class Schedulers:
             if config.strict:
                 raise MisconfigurationException(message)
             rank_zero_warn(message + " Its step is skipped.", PossibleUserWarning)
-        return found
+        return found if self.share is None else self.share(found)  # all ranks must reach this

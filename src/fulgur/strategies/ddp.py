@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fulgur.errors import MisconfigurationException
+from fulgur.strategies.batch_norm import Replaced, restore_batch_norms, share_batch_norms
 from fulgur.strategies.parallel import ParallelStrategy, broadcast_module
+from fulgur.strategies.single_device import move_to_host
 from fulgur.strategies.votes import Votes, zero_of
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ class DDPStrategy(ParallelStrategy):
         ddp_comm_state: First argument of `ddp_comm_hook`; None where it is left out means the process group.
         ddp_comm_hook: How a bucket of gradients is reduced, see ``torch.distributed.algorithms.ddp_comm_hooks``.
         ddp_comm_wrapper: Wraps `ddp_comm_hook`.
-        model_averaging_period: Accepted for compatibility.
+        model_averaging_period: Not supported; None.
         process_group_backend: "gloo", "nccl", …; None takes what suits the devices.
         timeout: How long a collective waits for the other ranks.
         start_method: How the processes of this machine are started where nothing else does: "popen" runs the command
@@ -68,11 +71,17 @@ class DDPStrategy(ParallelStrategy):
             timeout=timeout,
             checkpoint_io=checkpoint_io,
         )
+        if model_averaging_period is not None:
+            raise MisconfigurationException(
+                f"model_averaging_period={model_averaging_period}: ranks that train apart and average their models now "
+                "and then are not supported. Leave it out."
+            )
         self.start_method = start_method
         self.ddp_kwargs = kwargs
-        self._comm = (ddp_comm_state, ddp_comm_hook, ddp_comm_wrapper)
+        self._comm_state, self._comm_hook, self._comm_wrapper = ddp_comm_state, ddp_comm_hook, ddp_comm_wrapper
         self._ddp: TrainingDDP | None = None
         self._step: Callable[..., Any] | None = None
+        self._batch_norms: Replaced = []
 
     # ------------------------------------------------------------------------------------------------ the model
 
@@ -88,35 +97,69 @@ class DDPStrategy(ParallelStrategy):
         return self._run_step
 
     def _run_step(self, *args: Any, **kwargs: Any) -> Any:
+        if self._ddp is None:
+            return self._step(*args, **kwargs)  # type: ignore[misc]
         try:
-            return self._ddp(*args, **kwargs)  # type: ignore[misc]
+            return self._ddp(*args, **kwargs)
         except RuntimeError as error:
             explain_unused(error)
             raise
 
     def wrap_training(self, module: Any) -> None:
-        assert self._step is not None
-        broadcast_module(module)
-        if not any(parameter.requires_grad for parameter in module.parameters()):
-            self._run_step = self._step  # type: ignore[method-assign]  # nothing to reduce: DDP would refuse
+        if self.sync_batchnorm:
+            self._batch_norms = share_batch_norms(module)
+        if not any(parameter.requires_grad for parameter in module.parameters()):  # DDP would refuse
+            broadcast_module(module)
             return
-        self._ddp = self.model = TrainingDDP(module, init_sync=False, **self.ddp_kwargs)
+        arguments = dict(self.ddp_kwargs)
+        if len(self.optimizers) > 1 and not arguments.get("static_graph"):
+            arguments.setdefault("find_unused_parameters", True)
+        self._ddp = self.model = TrainingDDP(module, **arguments)
+        assert self._step is not None
         self._ddp.training_step = self._step
+        self._ddp.is_manual = not module.automatic_optimization
+        self._ddp.require_backward_grad_sync = module.automatic_optimization
+        if self._comm_hook is not None:
+            hook = self._comm_hook if self._comm_wrapper is None else self._comm_wrapper(self._comm_hook)
+            self._ddp.register_comm_hook(self._comm_state, hook)
 
     def set_grad_sync(self) -> Callable[[bool], None] | None:
-        def set_sync(is_on: bool) -> None:
-            self._ddp.require_backward_grad_sync = is_on  # type: ignore[union-attr]
+        return self._set_grad_sync
 
-        return set_sync
+    def _set_grad_sync(self, is_on: bool) -> None:
+        if self._ddp is not None:
+            self._ddp.require_backward_grad_sync = is_on
+
+    def prepare_backward(self, loss: Tensor) -> None:
+        if self._ddp is not None:
+            try:
+                self._ddp.prepare_backward(loss)
+            except RuntimeError as error:
+                explain_unused(error)
+                raise
+
+    @contextmanager
+    def no_grad_sync(self) -> Iterator[None]:
+        if self._ddp is None:
+            yield
+            return
+        was, self._ddp.reduces = self._ddp.reduces, False
+        try:
+            yield
+        finally:
+            self._ddp.reduces = was
 
     def build_votes(self, agreement: Agreement) -> Votes | None:
-        if self._ddp is None or not self.lightning_module.automatic_optimization:
+        if self._ddp is None or self._ddp.is_manual:
             return None
         return Votes(agreement, self.open_store("votes"), take_zero_loss=self._ddp.take_zero_loss)
 
     def teardown(self) -> None:
-        self._ddp = None
-        self.model = self.lightning_module
+        """Take the wrapper off; move module and optimizer state to the host, so that the device's memory is free."""
+        self._ddp, self.model = None, self.lightning_module
+        restore_batch_norms(self._batch_norms)
+        self._batch_norms = []
+        move_to_host(self)
 
 
 class TrainingDDP(DistributedDataParallel):
@@ -124,15 +167,19 @@ class TrainingDDP(DistributedDataParallel):
 
     Attributes:
         training_step: What a call of this object calls.
+        is_manual: Whether the step goes backward itself; `prepare_backward` comes before each time.
+        reduces: Whether that reduces gradients.
     """
 
     training_step: Callable[..., Any]
+    is_manual = False
+    reduces = True
     _zero_loss: Tensor | None = None
     _is_zero = False
 
     def _run_ddp_forward(self, *inputs: Any, **kwargs: Any) -> Any:
         outputs = self.training_step(*inputs, **kwargs)
-        if outputs is None and self.require_backward_grad_sync:
+        if outputs is None and self.require_backward_grad_sync and torch.is_grad_enabled():
             self._is_zero = True
             return self._nothing()
         return outputs
@@ -151,6 +198,14 @@ class TrainingDDP(DistributedDataParallel):
         """
         loss, self._zero_loss = self._zero_loss, None
         return loss
+
+    def prepare_backward(self, loss: Tensor) -> None:
+        """Make the next backward pass, from `loss`, reduce gradients. For steps that go backward themselves."""
+        self.require_forward_param_sync = True  # buffers, in the next forward pass
+        if self.reduces and torch.is_grad_enabled():
+            looks_for_unused = self.find_unused_parameters and not self.static_graph
+            self.reducer.prepare_for_forward()
+            self.reducer.prepare_for_backward([loss] if looks_for_unused else [])
 
     def _nothing(self) -> Tensor:
         """A loss with zero gradients for all parameters; where unused ones are looked for, one is enough."""

@@ -32,14 +32,7 @@ class SingleDeviceStrategy(Strategy):
 
     def teardown(self) -> None:
         """Move module and optimizer state to the host, so that the accelerator's memory is free."""
-        if self._root_device.type == "cpu" or self.lightning_module is None:
-            return
-        self.lightning_module.cpu()
-        for optimizer in self.optimizers:
-            for state in optimizer.state.values():
-                for key, value in state.items() if isinstance(state, dict) else ():
-                    if isinstance(value, Tensor):
-                        state[key] = value.cpu()
+        move_to_host(self)
 
     def barrier(self, name: str | None = None) -> None:
         return
@@ -52,3 +45,15 @@ class SingleDeviceStrategy(Strategy):
 
     def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
         return tensor
+
+
+def move_to_host(strategy: Strategy) -> None:
+    """Move the module and the state of its optimizers off the accelerator."""
+    if strategy.root_device.type == "cpu" or strategy.lightning_module is None:
+        return
+    strategy.lightning_module.cpu()
+    for optimizer in strategy.optimizers:
+        for state in optimizer.state.values():
+            for key, value in state.items() if isinstance(state, dict) else ():
+                if isinstance(value, Tensor):
+                    state[key] = value.cpu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from fulgur.agreement import Agreement
     from fulgur.launch.environments import ClusterEnvironment
     from fulgur.launch.launcher import Launcher
-    from fulgur.strategies.votes import Votes
     from fulgur.precision.precision import Precision
+    from fulgur.strategies.votes import Votes
 
 
 class Strategy(ABC):
@@ -152,6 +153,13 @@ class Strategy(ABC):
 
         The weights of rank 0 are those of all ranks from here on.
         """
+
+    def prepare_backward(self, loss: Tensor) -> None:
+        """Before each backward pass of manual optimization: make it reduce gradients."""
+
+    def no_grad_sync(self) -> AbstractContextManager[None]:
+        """A context in which backward passes of manual optimization do not reduce gradients."""
+        return nullcontext()
 
     def build_votes(self, agreement: Agreement) -> Votes | None:
         """What counts the ranks that have a loss; None where every rank must have one. All ranks must reach this."""
