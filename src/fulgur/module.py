@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from fulgur.data.transfer import move_to_device
 from fulgur.errors import MisconfigurationException
 from fulgur.hparams import HyperparametersMixin, class_only
+from fulgur.module_hooks import ModuleHooks
 from fulgur.optim.clip import clip_gradients
 from fulgur.optim.toggle import toggle_parameters, untoggle_parameters
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from fulgur.trainer import Trainer
 
 
-class LightningModule(HyperparametersMixin, nn.Module):
+class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
     """A model with its training: what a step computes, the optimizers, optionally the data.
 
     An ``nn.Module`` in every respect. Override `training_step` and `configure_optimizers`; everything else is optional.
@@ -284,31 +285,7 @@ class LightningModule(HyperparametersMixin, nn.Module):
         """Callbacks of the module's own, added at every entry point; one of a class replaces the Trainer's of it."""
         return []
 
-    def configure_model(self) -> None:
-        """Create layers late: after `setup`, before weights are loaded. May be called more than once."""
-
-    # ------------------------------------------------------------------------------------------------- data
-
-    def prepare_data(self) -> None:
-        """Download or preprocess, in one process of each node. Do not set attributes here."""
-
-    def setup(self, stage: str) -> None:
-        """First hook on every process, with `stage` "fit", "validate", "test" or "predict"."""
-
-    def teardown(self, stage: str) -> None:
-        """Last hook on every process; also after an exception."""
-
-    def train_dataloader(self) -> Any:
-        """Loader, or list or dict of loaders, to train on."""
-
-    def val_dataloader(self) -> Any:
-        """Loader, or list or dict of loaders, to validate on."""
-
-    def test_dataloader(self) -> Any:
-        """Loader, or list or dict of loaders, to test on."""
-
-    def predict_dataloader(self) -> Any:
-        """Loader, or list or dict of loaders, to predict for."""
+    # ---------------------------------------------------------------------------------------------- batches
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change a batch before it goes to the device. Must return the batch."""
@@ -466,97 +443,7 @@ class LightningModule(HyperparametersMixin, nn.Module):
         """Gather tensors of all ranks along a new first dimension; unchanged on one process. All ranks must call."""
         return self.trainer.strategy.all_gather_nested(data, group, sync_grads)
 
-    # -------------------------------------------------------------------------------- hooks that do nothing here
-
-    def on_fit_start(self) -> None:
-        """When fit begins, with the model on its device and optimizers built."""
-
-    def on_fit_end(self) -> None:
-        """When fit ends, after the model has left the device."""
-
-    def on_train_start(self) -> None:
-        """Once, before the first epoch."""
-
-    def on_train_end(self) -> None:
-        """Once, after the last epoch."""
-
-    def on_train_epoch_start(self) -> None:
-        """Before the first batch of an epoch; not repeated when an epoch is resumed midway."""
-
-    def on_train_epoch_end(self) -> None:
-        """After the last batch and the validation of an epoch. The last place to log the epoch's values."""
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
-        """Before `training_step`. Return -1 to end the epoch here."""
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """After the optimizer step, if this batch had one. `outputs` is what `training_step` returned, detached."""
-
-    def on_before_zero_grad(self, optimizer: Optimizer) -> None:
-        """Before gradients are cleared, on the first batch of an accumulation window."""
-
-    def on_before_backward(self, loss: Tensor) -> None:
-        """Before backward."""
-
-    def on_after_backward(self) -> None:
-        """After backward, before gradients are unscaled."""
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """With final, unscaled, unclipped gradients."""
-
-    def on_validation_start(self) -> None:
-        """Before a validation run, in fit too."""
-
-    def on_validation_end(self) -> None:
-        """After a validation run."""
-
-    def on_validation_epoch_start(self) -> None:
-        """Before the first validation batch."""
-
-    def on_validation_epoch_end(self) -> None:
-        """After the last validation batch; may still log."""
-
-    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Before `validation_step`."""
-
-    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """After `validation_step`."""
-
-    def on_test_start(self) -> None:
-        """Before a test run."""
-
-    def on_test_end(self) -> None:
-        """After a test run."""
-
-    def on_test_epoch_start(self) -> None:
-        """Before the first test batch."""
-
-    def on_test_epoch_end(self) -> None:
-        """After the last test batch; may still log."""
-
-    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Before `test_step`."""
-
-    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """After `test_step`."""
-
-    def on_predict_start(self) -> None:
-        """Before a predict run."""
-
-    def on_predict_end(self) -> None:
-        """After a predict run."""
-
-    def on_predict_epoch_start(self) -> None:
-        """Before the first predict batch."""
-
-    def on_predict_epoch_end(self) -> None:
-        """After the last predict batch."""
-
-    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Before `predict_step`."""
-
-    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """After `predict_step`."""
+    # ------------------------------------------------------------------------------------- before and after evaluation
 
     def on_validation_model_zero_grad(self) -> None:
         """Before a validation run in fit, unless gradients are being accumulated: frees their memory."""
@@ -579,12 +466,6 @@ class LightningModule(HyperparametersMixin, nn.Module):
     def on_predict_model_eval(self) -> None:
         """Put the model into eval mode for prediction."""
         self.trainer.model.eval()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Last change to a checkpoint, in place, before it is written."""
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """First look at a checkpoint, before the weights in it are loaded."""
 
     # ---------------------------------------------------------------------------------------------- loading
 
@@ -610,6 +491,7 @@ class LightningModule(HyperparametersMixin, nn.Module):
 
         Raises:
             CheckpointRefusedError: The file holds more than plain data, and `weights_only` is not False.
+            WeightsMismatchError: The weights are those of another network.
             TypeError: `__init__` has a required argument that neither the file nor `kwargs` gives.
             ValueError: `strict` contradicts `strict_loading`, or `hparams_file` has another extension.
         """

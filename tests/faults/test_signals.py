@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import fulgur as fl
-from fulgur.callbacks import ModelCheckpoint
+from fulgur.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from fulgur.errors import RequeueException, SIGTERMException
 from fulgur.loggers import CSVLogger, DummyLogger
 
@@ -166,6 +166,32 @@ def test_sigterm_in_an_accumulation_window_waits_for_its_end(runs: Runs) -> None
     assert module.events.count("training_step") == 6
 
 
+@pytest.mark.parametrize("saves", ["nothing", "ModelCheckpoint", "OnExceptionCheckpoint"])
+def test_ctrl_c_waits_for_the_window_and_saves_what_a_callback_asks_for(runs: Runs, saves: str) -> None:
+    class Once(Net):
+        def note(self, event: str) -> None:
+            super().note(event)
+            self.where = "" if event == self.where else self.where
+
+    module, folder = Once("training_step", 0, signal.SIGINT), runs.folder / "saved"
+    by_callback: dict[str, list[fl.Callback]] = {
+        "nothing": [ModelCheckpoint(folder)],
+        "ModelCheckpoint": [ModelCheckpoint(folder, save_on_exception=True)],
+        "OnExceptionCheckpoint": [ModelCheckpoint(folder), OnExceptionCheckpoint(folder)],
+    }
+    with pytest.raises(KeyboardInterrupt):
+        runs.fit(
+            module, ckpt_path=None, accumulate_grad_batches=3, callbacks=by_callback[saves], val_check_interval=None
+        )
+    assert module.events.count("training_step") == 3
+    expected = {
+        "nothing": [],
+        "ModelCheckpoint": ["epoch=0-step=1.ckpt"],
+        "OnExceptionCheckpoint": ["on_exception.ckpt"],
+    }
+    assert runs.saved == expected[saves]
+
+
 def test_sigterm_after_the_last_step_is_not_lost(runs: Runs) -> None:
     with pytest.raises(SIGTERMException):
         runs.fit(Net("on_train_end", 12))
@@ -198,9 +224,12 @@ def test_more_of_sigterm_changes_nothing(runs: Runs) -> None:
 
 
 def test_failing_save_does_not_hide_the_signal(runs: Runs) -> None:
-    (runs.folder / "saved").write_text("in the way")
+    class Blocking(Net):
+        def on_train_start(self) -> None:
+            (runs.folder / "saved").write_text("in the way")
+
     with pytest.raises(SIGTERMException), pytest.warns(match="not saved"):
-        runs.fit(Net("training_step", 1), ckpt_path=None)
+        runs.fit(Blocking("training_step", 1), ckpt_path=None)
 
 
 def test_handlers_are_as_before_afterwards_and_the_users_own_is_called(runs: Runs) -> None:

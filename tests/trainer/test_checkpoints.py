@@ -18,6 +18,7 @@ from torch import nn
 
 from fulgur import Callback, LightningDataModule, LightningModule, Trainer
 from fulgur.callbacks import EarlyStopping, ModelCheckpoint
+from fulgur.checkpoint.io import AsyncCheckpointIO, CheckpointIO
 from fulgur.errors import CheckpointRefusedError, MisconfigurationException, PossibleUserWarning
 
 
@@ -417,3 +418,30 @@ def test_checkpoint_of_another_writer_of_this_layout_resumes(tmp_path: Path) -> 
 def test_nothing_is_left_beside_a_checkpoint(tmp_path: Path) -> None:
     saved(tmp_path / "files", Full())
     assert os.listdir(tmp_path / "files") == ["epoch=0-step=2.ckpt"]
+
+
+class Recording(CheckpointIO):
+    """Keeps what it is given beside the checkpoint."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[str, Any]] = []
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        self.given.append((str(path), storage_options))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def remove_checkpoint(self, path: Any) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_storage_options_reach_the_plugin(is_async: bool) -> None:
+    recording = Recording()
+    trainer = quiet(plugins=[AsyncCheckpointIO(recording) if is_async else recording])
+    trainer.fit(Net(), numbers(2))
+    trainer.save_checkpoint("anywhere/a.ckpt", storage_options={"tier": "cold"})
+    trainer.strategy.save_checkpoint({"x": 1}, "anywhere/b.ckpt", storage_options={"tier": "warm"})
+    trainer.strategy.checkpoint_io.teardown()
+    assert recording.given == [("anywhere/a.ckpt", {"tier": "cold"}), ("anywhere/b.ckpt", {"tier": "warm"})]
