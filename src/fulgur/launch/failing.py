@@ -9,17 +9,25 @@ import traceback
 from contextlib import suppress
 from typing import Any
 
-_KEY = "fulgur/failed"
 _PATIENCE_S = 6.0
 """How long the hooks that follow an exception may take while other ranks still run."""
 
 
-def have_all_failed(store: Any, world_size: int) -> bool:
-    """Whether every rank has failed as often as the others; False where it cannot be told."""
+def have_all_failed(error: BaseException, store: Any, world_size: int) -> bool:
+    """Whether every rank has failed in the place where `error` comes from; False where it cannot be told."""
     with suppress(Exception):
-        count = int(store.add(_KEY, 0))
+        count = int(store.add(_key(error), 0))
         return count > 0 and count % world_size == 0
     return False
+
+
+def _key(error: BaseException) -> str:
+    """The same on all ranks for a mistake that all make; another for the loss of a rank that has made one."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    place = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame is not None else ""
+    return f"fulgur/failed/{type(error).__name__}/{place}"
 
 
 class FailureWatch:
@@ -39,7 +47,7 @@ class FailureWatch:
 
     def __enter__(self) -> FailureWatch:
         with suppress(Exception):
-            self.store.add(_KEY, 1)
+            self.store.add(_key(self.error), 1)
         threading.Thread(target=self._watch, name="failure watch", daemon=True).start()
         return self
 
@@ -47,7 +55,7 @@ class FailureWatch:
         self._is_done.set()
 
     def _watch(self) -> None:
-        if self._is_done.wait(_PATIENCE_S) or have_all_failed(self.store, self.world_size):
+        if self._is_done.wait(_PATIENCE_S) or have_all_failed(self.error, self.store, self.world_size):
             return
         with suppress(Exception):
             sys.stdout.flush()

@@ -87,9 +87,9 @@ class ScriptLauncher(Launcher):
         )
 
 
-def _has_failed_everywhere(trainer: Any) -> bool:
+def _has_failed_everywhere(trainer: Any, error: BaseException) -> bool:
     strategy = getattr(trainer, "strategy", None)
-    return strategy is not None and have_all_failed(strategy.store, strategy.world_size)
+    return strategy is not None and have_all_failed(error, strategy.store, strategy.world_size)
 
 
 def check_layout(started: Layout, asked: Layout) -> None:

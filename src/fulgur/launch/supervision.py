@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fulgur.errors import RankFailedError
@@ -24,7 +25,7 @@ _MOMENT_S = 1.0
 """How long a failure of another rank may take to be seen, after this one has felt its loss."""
 _LEAVE_S = 4.0
 """How long this process has to end by itself, after another one has failed."""
-_TERMINATE_S = 3.0
+_TERMINATE_S = 2.0
 """How long a process has to end after SIGTERM."""
 _STOP_S = 30.0
 """How long the others have to end after this one has: they may be saving."""
@@ -92,7 +93,7 @@ class Family:
         self.children.append(child)
         threading.Thread(target=self._follow, args=(child,), name=f"rank {child.local_rank}", daemon=True).start()
 
-    def watch(self, function: Callable[[], Any], has_failed_everywhere: Callable[[], bool]) -> Any:
+    def watch(self, function: Callable[[], Any], has_failed_everywhere: Callable[[BaseException], bool]) -> Any:
         """Call `function`; an error that the loss of another rank has caused names that rank."""
         if self.failed is not None:
             raise self._explain(self.failed)
@@ -102,9 +103,8 @@ class Family:
             self._let_end(_STOP_S)
             raise
         except BaseException as error:
-            if self._turns_true(has_failed_everywhere):  # the program may go on from it everywhere
+            if self._turns_true(partial(has_failed_everywhere, error)):  # the program may go on from it everywhere
                 raise
-            self._failure.wait(_MOMENT_S)
             self._is_leaving.set()
             self._dismiss(self.children)
             failed = self.failed
@@ -155,6 +155,7 @@ class Family:
     # ------------------------------------------------------------------------------------------------- the end
 
     def _turns_true(self, condition: Callable[[], bool]) -> bool:
+        """Whether it does within a moment, and before another rank is seen to have failed."""
         until = time.monotonic() + _MOMENT_S
         while not self._failure.is_set() and time.monotonic() < until:
             if condition():

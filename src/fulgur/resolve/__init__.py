@@ -12,18 +12,18 @@ from fulgur.resolve.legacy import LegacySettings, translate_legacy
 from fulgur.resolve.parts import (
     apply_determinism,
     determinism,
-    resolve_accelerator,
     resolve_checkpoint_io,
     resolve_loggers,
     resolve_precision,
     resolve_profiler,
-    resolve_strategy,
 )
+from fulgur.resolve.processes import Processes, resolve_processes, resolve_strategy
 from fulgur.resolve.read import read_arguments
 
 __all__ = [
     "Arguments",
     "LegacySettings",
+    "Processes",
     "Settings",
     "apply_determinism",
     "apply_environment",
@@ -34,11 +34,11 @@ __all__ = [
     "name_positionals",
     "order_callbacks",
     "read_arguments",
-    "resolve_accelerator",
     "resolve_callbacks",
     "resolve_checkpoint_io",
     "resolve_loggers",
     "resolve_precision",
+    "resolve_processes",
     "resolve_profiler",
     "resolve_strategy",
     "translate_legacy",

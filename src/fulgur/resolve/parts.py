@@ -1,4 +1,4 @@
-"""From checked arguments to accelerator, precision, loggers and profiler."""
+"""From checked arguments to precision, loggers and profiler. Devices and strategy are in `processes.py`."""
 
 from __future__ import annotations
 
@@ -9,32 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from fulgur.accelerators import Accelerator, build_accelerator
 from fulgur.checkpoint.io import CheckpointIO
-from fulgur.errors import MisconfigurationException, nearest_name
+from fulgur.errors import MisconfigurationException
+from fulgur.launch.environments import ClusterEnvironment
 from fulgur.precision import Precision, build_precision
 
 if TYPE_CHECKING:
     from fulgur.loggers.logger import Logger
     from fulgur.profilers.profiler import Profiler
-    from fulgur.strategies import Strategy
-
-_SEVERAL_PROCESSES = ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook", "fsdp", "deepspeed", "tensor_parallel")
-
-
-def resolve_accelerator(
-    accelerator: str | Accelerator, devices: int | str | list[int]
-) -> tuple[Accelerator, list[torch.device]]:
-    """The accelerator, and the device of each process of this node.
-
-    Raises:
-        ValueError: The name of the accelerator is unknown.
-        TypeError: `devices` is of a type that the accelerator cannot read.
-        MisconfigurationException: The accelerator or a device is not there.
-    """
-    built = build_accelerator(accelerator)
-    count = built.auto_device_count() if devices == "auto" else devices
-    return built, built.get_parallel_devices(built.parse_devices(count))
 
 
 def resolve_precision(precision: str | int | None, plugins: Any, accelerator_name: str) -> Precision:
@@ -45,10 +27,10 @@ def resolve_precision(precision: str | int | None, plugins: Any, accelerator_nam
         MisconfigurationException: The accelerator cannot do it, or a plugin is of no known kind.
     """
     for plugin in _as_list(plugins):
-        if not isinstance(plugin, (Precision, CheckpointIO)):
+        if not isinstance(plugin, (Precision, CheckpointIO, ClusterEnvironment)):
             raise MisconfigurationException(
-                f"plugins holds {plugin!r}, which is no plugin that fulgur knows. Use instances of Precision and "
-                "CheckpointIO."
+                f"plugins holds {plugin!r}, which is no plugin that fulgur knows. Use instances of Precision, "
+                "CheckpointIO and ClusterEnvironment."
             )
     given = [plugin for plugin in _as_list(plugins) if isinstance(plugin, Precision)]
     if len(given) > 1:
@@ -78,29 +60,6 @@ def _as_list(plugins: Any) -> list[Any]:
     if plugins is None:
         return []
     return list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
-
-
-def resolve_strategy(strategy: Any, devices: list[torch.device], num_nodes: int) -> Strategy:
-    """The strategy, from its name or as the instance given.
-
-    Raises:
-        ValueError: The name is unknown.
-        MisconfigurationException: Several devices or machines are asked for.
-    """
-    from fulgur.strategies import SingleDeviceStrategy, Strategy
-
-    if isinstance(strategy, Strategy):
-        return strategy
-    name = strategy.lower() if isinstance(strategy, str) else strategy
-    if name not in ("auto", "single_device", *_SEVERAL_PROCESSES):
-        known = ("auto", "single_device", *_SEVERAL_PROCESSES)
-        raise ValueError(f"strategy={strategy!r} is unknown.{nearest_name(str(strategy), known)} Use 'auto'.")
-    if name in _SEVERAL_PROCESSES or len(devices) > 1 or num_nodes > 1:
-        raise MisconfigurationException(
-            f"strategy={strategy!r} with {len(devices)} device(s) on {num_nodes} machine(s) needs several processes, "
-            "which this version of fulgur cannot start. Use strategy='auto' with devices=1 and num_nodes=1."
-        )
-    return SingleDeviceStrategy(devices[0])
 
 
 def resolve_loggers(
