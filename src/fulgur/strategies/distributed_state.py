@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,18 @@ def _as(value: Any, like: Any) -> Any:
     return value
 
 
-def share_initial_state(module: nn.Module, device: torch.device) -> None:
+def load_whole(part: Tensor, whole: Tensor) -> None:
+    """Copy this rank's part of `whole` into `part`, which may be distributed or not."""
+    from torch.distributed.tensor import DTensor
+
+    with torch.no_grad():
+        if isinstance(part, DTensor):
+            part.to_local().copy_(cast("DTensor", lay_out(whole, part)).to_local())
+        else:
+            part.copy_(whole)
+
+
+def share_initial_state(module: nn.Module, device: torch.device, *, recurses: bool = True) -> None:
     """Give all ranks the weights of rank 0, before they are cut into parts. All ranks must reach this.
 
     One tensor at a time is on `device`, where the process group can send it.
@@ -101,7 +112,7 @@ def share_initial_state(module: nn.Module, device: torch.device) -> None:
 
     if torch.distributed.get_world_size() == 1:
         return
-    for tensor in (*module.parameters(), *module.buffers()):
+    for tensor in (*module.parameters(recurses), *module.buffers(recurses)):
         if tensor.is_meta or isinstance(tensor, DTensor):
             continue
         shared = tensor.detach().to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -155,7 +156,7 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
             policy = self.activation_checkpointing_policy
             recompute_in_backward(select(module, policy, "activation_checkpointing_policy"))
         self._shard(module)
-        materialize(module, "cpu" if self._offloads else self.root_device)
+        materialize(module, "cpu" if self._offloads else self.root_device, draws_on=self.root_device)
         return self.model
 
     @property
@@ -228,6 +229,9 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
         if name != "training_step":
             return route_evaluation(module, step)
         self._sync, self._training = GradientSync(module), None
+        if module.compiler is not None:
+            # dynamo's own, as it looks at parameters that have just been gathered
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
         if self.world_size == 1 or module.compiler is not None:
             return route_training(module, step)
         if self._zero_pass is None:

@@ -129,7 +129,7 @@ class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
                 "model to be spread over self.device_mesh. Define it, or use strategy='fsdp'."
             )
         self._check_parameters(module)
-        materialize(module, self.root_device)
+        materialize(module, self.root_device, draws_on=self.root_device)
         _place_rest(module, self.root_device)
         return self.model
 

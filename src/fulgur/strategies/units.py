@@ -10,11 +10,13 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
+import torch
 from torch import nn
 
 from fulgur.errors import MisconfigurationException
+from fulgur.strategies.distributed_state import load_whole, share_initial_state
 
 Policy = Any
 """A set of classes, torch's ``ModuleWrapPolicy`` or ``CustomPolicy``, or a function: of a module, or of ``(module,
@@ -166,15 +168,21 @@ def _by_size(module: nn.Module, policy: Callable[..., bool]) -> list[nn.Module]:
     return units
 
 
-def materialize(module: nn.Module, device: Any) -> None:
+def materialize(module: nn.Module, device: Any, *, draws_on: torch.device) -> None:
     """Give parameters and buffers on the meta device memory, and initial values by ``reset_parameters``.
+
+    The values are those of rank 0, which draws them as it would alone, one module after the other; each is whole for a
+    moment. All ranks must reach this.
+
+    Args:
+        module: Sharded already.
+        device: Where the parts go.
+        draws_on: Where values are drawn.
 
     Raises:
         MisconfigurationException: A module with such tensors has no ``reset_parameters``.
     """
     waiting = [inner for inner in module.modules() if _is_meta(inner)]
-    if not waiting:
-        return
     for inner in waiting:
         if not callable(getattr(inner, "reset_parameters", None)):
             raise MisconfigurationException(
@@ -183,8 +191,19 @@ def materialize(module: nn.Module, device: Any) -> None:
             )
     for inner in waiting:
         inner.to_empty(device=device, recurse=False)
-    for inner in waiting:
-        cast(Any, inner).reset_parameters()
+        _draw(inner, draws_on)
+
+
+def _draw(module: Any, device: torch.device) -> None:
+    parts = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
+    for name, part in parts.items():
+        whole = torch.empty(part.shape, dtype=part.dtype, device=device)
+        module._parameters[name] = nn.Parameter(whole, requires_grad=part.requires_grad)
+    module.reset_parameters()
+    share_initial_state(module, device, recurses=False)
+    for name, part in parts.items():
+        load_whole(part, module._parameters[name].detach())
+        module._parameters[name] = part
 
 
 def _is_meta(module: nn.Module) -> bool:

@@ -21,6 +21,8 @@ from fulgur.testing.rank_process import Failure, Task, run_task
 _PRELOADED = (
     "torch",
     "torch.distributed",
+    "torch.distributed.fsdp",
+    "torch.distributed.checkpoint.default_planner",
     "torch.nn.parallel",
     "torch.utils.data",
     "fulgur.trainer",
