@@ -107,7 +107,7 @@ def _mean_over_ranks(strategy: Strategy, loss: Any) -> Any:
     """Mean over the ranks that have a loss; without it each rank's LBFGS would go on by its own."""
     own = torch.zeros(2, dtype=torch.float64) if loss is None else torch.tensor([float(loss), 1.0], dtype=torch.float64)
     total, count = strategy.reduce(own.to(strategy.root_device), reduce_op="sum").tolist()  # all ranks must reach this
-    return torch.tensor(total / count) if count else None
+    return torch.tensor(total / count, dtype=torch.float64) if count else None
 
 
 def _profile_training(trainer: Trainer) -> None:

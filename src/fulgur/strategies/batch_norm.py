@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fulgur.strategies.collectives import sum_over_ranks
+
 Replaced = list[tuple[nn.Module, str, nn.Module]]
 """Parents, with the name of the child that was replaced, and the child as it was."""
 
 
-class SharedBatchNorm(nn.SyncBatchNorm):
-    """`torch.nn.SyncBatchNorm`, which works on the CPU too."""
+class SharedBatchNorm(_BatchNorm):
+    """What `torch.nn.SyncBatchNorm` does on accelerators, for the CPU, which it refuses."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"Batch norm needs an input of shape (batch, channels, ...); got {tuple(input.shape)}.")
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.device.type != "cpu":
-            return super().forward(input)
+        self._check_input_dim(input)
         if not self.training and self.running_mean is not None:
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
@@ -43,8 +46,12 @@ class SharedBatchNorm(nn.SyncBatchNorm):
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
 
 
-def share_batch_norms(module: nn.Module) -> Replaced:
+def share_batch_norms(module: nn.Module, device: torch.device) -> Replaced:
     """Replace the batch norm layers within `module` by ones that see all ranks; parameters and buffers are kept.
+
+    Args:
+        module: Trained on `device`.
+        device: Where the layers are.
 
     Returns:
         What `restore_batch_norms` takes.
@@ -53,7 +60,7 @@ def share_batch_norms(module: nn.Module) -> Replaced:
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, _BatchNorm) and not isinstance(child, nn.SyncBatchNorm):
-                setattr(parent, name, _shared(child))
+                setattr(parent, name, _shared(child, SharedBatchNorm if device.type == "cpu" else nn.SyncBatchNorm))
                 replaced.append((parent, name, child))
     return replaced
 
@@ -68,8 +75,8 @@ def restore_batch_norms(replaced: Replaced) -> None:
         setattr(parent, name, original)
 
 
-def _shared(layer: _BatchNorm) -> SharedBatchNorm:
-    shared = SharedBatchNorm(
+def _shared(layer: _BatchNorm, kind: type[_BatchNorm]) -> _BatchNorm:
+    shared = kind(
         layer.num_features, layer.eps, layer.momentum, affine=False, track_running_stats=layer.track_running_stats
     )
     shared.affine, shared.training = layer.affine, layer.training
@@ -83,16 +90,9 @@ def _statistics(input: Tensor) -> tuple[Tensor, Tensor, float]:
     wide = input.to(torch.promote_types(input.dtype, torch.float32))
     dims = [0, *range(2, input.dim())]
     own = torch.tensor([input.numel() / max(input.shape[1], 1)], dtype=wide.dtype)
-    summed = _sum_over_ranks(torch.cat([wide.sum(dims), own]))
+    summed = sum_over_ranks(torch.cat([wide.sum(dims), own]))
     count = summed[-1].detach()
     mean = summed[:-1] / count
     deviation = wide - mean.view([1, -1] + [1] * (input.dim() - 2))
-    variance = _sum_over_ranks((deviation * deviation).sum(dims)) / count
+    variance = sum_over_ranks((deviation * deviation).sum(dims)) / count
     return mean, variance, float(count)
-
-
-def _sum_over_ranks(tensor: Tensor) -> Tensor:
-    from torch.distributed.nn import functional
-
-    summed: Any = functional.all_reduce(tensor)  # all ranks must reach this; gradients are summed likewise
-    return summed if isinstance(summed, Tensor) else summed[0]

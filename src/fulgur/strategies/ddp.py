@@ -107,7 +107,7 @@ class DDPStrategy(ParallelStrategy):
 
     def wrap_training(self, module: Any) -> None:
         if self.sync_batchnorm:
-            self._batch_norms = share_batch_norms(module)
+            self._batch_norms = share_batch_norms(module, self.root_device)
         if not any(parameter.requires_grad for parameter in module.parameters()):  # DDP would refuse
             broadcast_module(module)
             return

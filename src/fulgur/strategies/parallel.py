@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fulgur.errors import MisconfigurationException
 from fulgur.rank import rank_zero_only
+from fulgur.strategies.collectives import gather_over_ranks
 from fulgur.strategies.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -207,10 +208,7 @@ class ParallelStrategy(Strategy):
             return tensor
         tensor = tensor.contiguous().to(self._collective_device(tensor.device))
         if sync_grads:
-            from torch.distributed.nn import functional
-
-            own = group if group is not None else torch.distributed.group.WORLD
-            return torch.stack(tuple(functional.all_gather(tensor, own)))
+            return gather_over_ranks(tensor, group)
         parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size(group))]
         torch.distributed.all_gather(parts, tensor.detach(), group=group)
         return torch.stack(parts)
