@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -75,12 +76,12 @@ def test_every_name_of_the_table_can_be_imported(module: str) -> None:
 
 def test_a_missing_name_says_so_and_names_the_nearest() -> None:
     text = "fulgur has no 'EarlyStoping' to import from 'lightning.pytorch.callbacks'. The nearest there is "
-    with pytest.raises(ImportError, match=text + "lightning.pytorch.callbacks.EarlyStopping"):
+    with pytest.raises(ImportError, match=re.escape(text + "lightning.pytorch.callbacks.EarlyStopping")):
         find("lightning.pytorch.callbacks.EarlyStoping")
 
 
 def test_a_name_that_is_elsewhere_is_found_there() -> None:
-    with pytest.raises(ImportError, match="There is lightning.pytorch.callbacks.ModelCheckpoint"):
+    with pytest.raises(ImportError, match=r"There is lightning\.pytorch\.callbacks\.ModelCheckpoint"):
         find("pytorch_lightning.loggers.ModelCheckpoint")
 
 
