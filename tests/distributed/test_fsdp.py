@@ -511,3 +511,41 @@ def all_dtypes() -> dict[str, list[Any]]:
 @pytest.mark.world_size(2)
 def test_formats_of_labels_weights_and_loss() -> None:
     assert run_ranks(all_dtypes, 2) == [FORMATS] * 2
+
+
+class Normed(Net):
+    """With a layer that keeps running means, which each rank makes of its own batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normed = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.normed(x))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor | None:
+        return mse_loss(self(batch[0]), batch[1])
+
+
+def fit_normed(sync: bool) -> list[Any]:
+    torch.manual_seed(0)
+    net = Normed()
+    strategy = FSDPStrategy() if dist_size() > 1 else "auto"
+    run = trainer(strategy, precision="64-true", sync_batchnorm=sync)
+    run.fit(net, loader(8 // dist_size()), loader(4, n_samples=8))
+    return [weights_of(net), net.normed.running_mean.tolist(), run.callback_metrics["val"]]
+
+
+@pytest.mark.world_size(2)
+def test_shared_batch_norm_equals_one_process() -> None:
+    expected, _, val = run_ranks(fit_normed, 1, False)[0]
+    for found, _, shared_val in run_ranks(fit_normed, 2, True):
+        assert largest_difference(found, expected) < 1e-12
+        assert abs(float(shared_val - val)) < 1e-12
+
+
+@pytest.mark.world_size(2)
+def test_running_means_of_rank_zero_are_evaluated_with() -> None:
+    (_, first, val), (_, second, other) = run_ranks(fit_normed, 2, False)
+    assert first == second
+    assert val == other

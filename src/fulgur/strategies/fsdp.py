@@ -13,6 +13,7 @@ from torch import nn
 
 from fulgur.errors import MisconfigurationException
 from fulgur.mesh import REPLICATE, SHARD, build_mesh, is_mesh
+from fulgur.strategies.batch_norm import share_batch_norms
 from fulgur.strategies.distributed_state import share_initial_state
 from fulgur.strategies.fsdp_arguments import check_rest, to_policy, to_sharding, wants_offload
 from fulgur.strategies.parallel import ParallelStrategy
@@ -152,6 +153,8 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
         if any(isinstance(inner, FSDPModule) for inner in module.modules()):
             return self.model  # by an earlier call, or by the user in configure_model
         share_initial_state(module, self.root_device)
+        if self.sync_batchnorm:
+            share_batch_norms(module, self.root_device)
         if self.activation_checkpointing_policy is not None:
             policy = self.activation_checkpointing_policy
             recompute_in_backward(select(module, policy, "activation_checkpointing_policy"))
@@ -227,7 +230,7 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
         if not is_sharded_whole(module):
             return step  # its children are called by the step, and gather themselves
         if name != "training_step":
-            return route_evaluation(module, step)
+            return route_evaluation(module, step, list(module.buffers()) if self.world_size > 1 else ())
         self._sync, self._training = GradientSync(module), None
         if module.compiler is not None:
             # dynamo's own, as it looks at parameters that have just been gathered

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fulgur.strategies.zero_pass import ZeroPass
@@ -27,12 +28,21 @@ def as_forward(module: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     return routed
 
 
-def route_evaluation(module: Any, step: Callable[..., Any]) -> Callable[..., Any]:
-    """`step` as forward pass of `module`."""
+def route_evaluation(module: Any, step: Callable[..., Any], buffers: Sequence[Tensor] = ()) -> Callable[..., Any]:
+    """`step` as forward pass of `module`.
+
+    Args:
+        module: To which `fully_shard` was applied.
+        step: Called with a batch and its index.
+        buffers: Of each rank's own making, such as running means: those of rank 0 are used by all.
+    """
     routed, reshard = as_forward(module, step), module.reshard
 
-    def evaluate(*args: Any, **kwargs: Any) -> Any:
-        outputs = routed(*args, **kwargs)
+    def evaluate(batch: Any, batch_idx: int, *args: Any, **kwargs: Any) -> Any:
+        if batch_idx == 0:
+            for buffer in buffers:
+                torch.distributed.broadcast(buffer, src=0)  # all ranks must reach this
+        outputs = routed(batch, batch_idx, *args, **kwargs)
         reshard()  # without a backward pass nobody else does
         return outputs
 
