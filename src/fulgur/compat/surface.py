@@ -62,7 +62,8 @@ def explain_attribute(attributes: tuple[str, ...]) -> str | None:
 
 
 def _is_ours(value: Any) -> bool:
-    return type(value).__module__.partition(".")[0] == "fulgur"
+    is_data = isinstance(value, (dict, list, tuple, str))
+    return type(value).__module__.partition(".")[0] == "fulgur" and not is_data
 
 
 def _has(owner: Any, name: str) -> bool:

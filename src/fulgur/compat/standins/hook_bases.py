@@ -6,6 +6,7 @@ They hold the very functions of `LightningModule`: what a subclass leaves alone 
 from __future__ import annotations
 
 from abc import ABC
+from inspect import getattr_static
 
 from fulgur.datamodule import LightningDataModule
 from fulgur.module import LightningModule
@@ -18,7 +19,7 @@ _DATA = (
 _CHECKPOINT = ("on_load_checkpoint", "on_save_checkpoint")
 _OTHERS = frozenset((*_DATA, *_CHECKPOINT, "on_gpu"))
 _MODEL = (
-    *(name for name in vars(LightningModule) if name.startswith("on_") and name not in _OTHERS),
+    *(name for name in dir(LightningModule) if name.startswith("on_") and name not in _OTHERS),
     "configure_model",
 )
 
@@ -37,6 +38,6 @@ class CheckpointHooks(ABC):  # noqa: B024
 
 for _base, _names in ((ModelHooks, _MODEL), (DataHooks, _DATA), (CheckpointHooks, _CHECKPOINT)):
     for _name in _names:
-        setattr(_base, _name, vars(LightningModule)[_name])
+        setattr(_base, _name, getattr_static(LightningModule, _name))
     _base.register(LightningModule)
 DataHooks.register(LightningDataModule)
