@@ -92,7 +92,7 @@ class PlacedLoader:
         from fulgur.data.stream import CommonStream
         from fulgur.data.turns import Turns
 
-        self._common = CommonStream()
+        self._common = CommonStream(self.shard)
         self._turns = Turns(self.shard, is_whole=self._is_whole, drops_last=self._drops_last)
         if self._mapped is not None and not draws_at_once(_batches_of(self._mapped).batches):
             _batches_of(self._mapped).lend = self._common.drawing
@@ -151,7 +151,7 @@ class PlacedLoader:
         elif self.shard.size == 1 or self._draws_alike:
             iterator = self._begin()
         else:
-            with self._common.begun(self.shard, find_generators(self.loader)):  # all ranks must reach this
+            with self._common.begun(find_generators(self.loader)):  # all ranks must reach this
                 iterator = self._begin()
         return self._counted(iterator) if self.shard.size == 1 else self._weighed(iterator)
 
@@ -234,7 +234,7 @@ class PlacedLoader:
         if self.is_stateful and "loader" in state:
             self.loader.load_state_dict(state["loader"])
             if self.shard.size > 1:
-                self._common.load_state_dict(state.get("stream") or start.get("rng"))
+                self._common.load_state_dict(state.get("stream") or start.get("rng") or {})
             self._resumed = self._taken(iter(self.loader)) if in_pass else None
         elif not start:
             self._set_generators(state["generators"])
@@ -273,7 +273,7 @@ class PlacedLoader:
         if self.shard.size == 1:
             self._resumed = self._begun_at(n_batches)
             return
-        with self._common.begun(self.shard, find_generators(self.loader)):  # all ranks must reach this
+        with self._common.begun(find_generators(self.loader)):  # all ranks must reach this
             self._resumed = self._begun_at(n_batches)
             if self._mapped is not None:
                 _batches_of(self._mapped).prime()

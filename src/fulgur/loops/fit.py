@@ -25,7 +25,7 @@ from torch import Tensor
 from fulgur.data.fetch import Fetch, iterator_steps
 from fulgur.hooks import Calls, Hooks
 from fulgur.logged import Scope
-from fulgur.loops.choose import choose_step
+from fulgur.loops.choose import Step, choose_step
 from fulgur.loops.epoch import (
     end_epoch,
     finish_early_loader,
@@ -234,25 +234,30 @@ class FitLoop(FitLoopView):
         metrics.scope = metrics.batch = None
         return is_cut
 
-    def plain_step(self, update: Update, batch: Any, batch_idx: int, updates: bool) -> Any:
+    def plain_step(self, update: Update) -> Step:
         """What `step_one` comes down to where `_is_plain`: the same operations in the same order, nothing to ask."""
-        plan, optimizer = self.plan, update.optimizer
-        optimizer.zero_grad()
-        self.metrics.scope = plan.scopes.training_step
-        outputs = update.training_step(batch, batch_idx)
-        if outputs is None:  # the user skips this batch
-            return {} if plan.has_outputs else None
-        loss = outputs if isinstance(outputs, Tensor) else unusable_output(outputs, self.metrics)
-        try:
-            loss.backward()
-        except RuntimeError as error:
-            explain_backward(error, loss)
-            raise
-        optimizer.step()
-        if not self.updated:
-            self.updated = True
-            self.progress.global_step += 1
-        return step_outputs(outputs, loss) if plan.has_outputs else None
+        optimizer, training_step, has_outputs = update.optimizer, update.training_step, self.plan.has_outputs
+        metrics, progress, scope = self.metrics, self.progress, self.plan.scopes.training_step
+
+        def step(batch: Any, batch_idx: int, updates: bool) -> Any:
+            optimizer.zero_grad()
+            metrics.scope = scope
+            outputs = training_step(batch, batch_idx)
+            if outputs is None:  # the user skips this batch
+                return {} if has_outputs else None
+            loss = outputs if isinstance(outputs, Tensor) else unusable_output(outputs, metrics)
+            try:
+                loss.backward()
+            except RuntimeError as error:
+                explain_backward(error, loss)
+                raise
+            optimizer.step()
+            if not self.updated:
+                self.updated = True
+                progress.global_step += 1
+            return step_outputs(outputs, loss) if has_outputs else None
+
+        return step
 
     def step_one(self, update: Update, batch: Any, batch_idx: int, updates: bool) -> Any:
         """Forward, backward and, on the last batch of an accumulation window, the optimizer's step.
@@ -333,7 +338,7 @@ class FitLoop(FitLoopView):
     def settle_votes(self, update: Update) -> None:
         """Where a rank had no loss: count what all ranks had, so that the mean is over that; 0 where nobody had one."""
         votes = self.plan.votes
-        if votes is not None and votes.asked == votes.number:
+        if votes is not None and votes.asked >= votes.number:
             update.n_backward = votes.settle(update)
 
     def before_optimizer_step(self, update: Update) -> None:

@@ -79,7 +79,7 @@ def _samples_of(prediction: Any, n: int) -> list[Any]:
         columns = [_samples_of(value, n) for value in prediction.values()]
         return [dict(zip(prediction, row, strict=True)) for row in zip(*columns, strict=True)]
     if isinstance(prediction, (list, tuple)):
-        if all(isinstance(part, (Tensor, Mapping)) for part in prediction) and not _is_listed(prediction, n):
+        if all(_has_samples(part, n) for part in prediction):
             columns = [_samples_of(part, n) for part in prediction]
             return [_like(prediction, row) for row in zip(*columns, strict=True)]
         if len(prediction) == n:
@@ -96,10 +96,13 @@ class _Listed(list[Any]):
     """One item of a list with an item for each sample."""
 
 
-def _is_listed(prediction: Any, n: int) -> bool:
-    """Whether a list of tensors has one for each sample, as opposed to one for each output."""
-    sizes = [part.size(0) if isinstance(part, Tensor) and part.dim() else None for part in prediction]
-    return len(prediction) == n and any(size != n for size in sizes)
+def _has_samples(part: Any, n: int) -> bool:
+    """Whether `part` is one output for all `n` samples, as opposed to the outputs for one of them."""
+    if isinstance(part, Tensor):
+        return part.dim() > 0 and part.size(0) == n
+    if isinstance(part, Mapping):
+        return all(_has_samples(value, n) for value in part.values())
+    return isinstance(part, (list, tuple)) and (len(part) == n or all(_has_samples(item, n) for item in part))
 
 
 def _stacked(parts: list[Any]) -> Any:

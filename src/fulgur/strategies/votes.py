@@ -47,7 +47,7 @@ class Votes:
         lack: Of the running batch: what the weights of all ranks lack of their number because of this rank, without
             the others knowing. 0.0 as a rule.
         number: Of the last reduction.
-        asked: Number of the last reduction for which a rank told of batches without a loss.
+        asked: Number of the last reduction for which a rank told of batches without a loss; it may be yet to come.
     """
 
     def __init__(self, agreement: Agreement, store: Any, *, take_zero_loss: Callable[[], Tensor | None]) -> None:
@@ -101,10 +101,10 @@ class Votes:
         if window.missing:
             self._store.set(f"{self.number}/{self._agreement.rank}", repr(window.missing))
             self._agreement.tell_others("vote", self.number)
-            self.asked = self.number
+            self._hear(self.number)
 
     def _hear(self, number: int) -> None:
-        self.asked = number
+        self.asked = max(self.asked, number)  # one that is a step ahead may tell before this one has settled its own
 
 
 def zero_of(tensors: list[Tensor]) -> Tensor:
