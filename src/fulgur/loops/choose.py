@@ -26,7 +26,7 @@ def choose_step(loop: FitLoop) -> Step:
     updates = loop.plan.updates
     if not loop.is_automatic or not updates:
         return partial(manual_step, loop)
-    steps = [partial(loop.plain_step if _is_plain(loop, u) else loop.step_one, u) for u in updates]
+    steps = [loop.plain_step(u) if _is_plain(loop, u) else partial(loop.step_one, u) for u in updates]
     if len(steps) == 1:
         return steps[0]
     foreign = [foreign_parameters(u.optimizer, loop.plan.optimizers) for u in updates]
