@@ -29,6 +29,8 @@ _TERMINATE_S = 2.0
 """How long a process has to end after SIGTERM."""
 _STOP_S = 30.0
 """How long the others have to end after this one has: they may be saving."""
+_STOP_CODES = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+"""How a program ends that was asked to."""
 
 
 @dataclass(slots=True, eq=False)
@@ -86,7 +88,7 @@ class Family:
         self.children: list[Child] = []
         self.failed: Child | None = None
         self._failure, self._is_leaving = threading.Event(), threading.Event()
-        self._is_over = False
+        self._is_over = self._is_stopped = False
 
     def add(self, child: Child) -> None:
         """Watch `child`."""
@@ -100,6 +102,7 @@ class Family:
         try:
             return function()
         except (KeyboardInterrupt, SystemExit):
+            self._is_stopped = True
             self._let_end(_STOP_S)
             raise
         except BaseException as error:
@@ -123,7 +126,7 @@ class Family:
         if not hasattr(sys, "last_value"):  # set where an exception has ended the program
             self._let_end(_STOP_S)
         self._dismiss(self.children)
-        if self.failed is not None and not hasattr(sys, "last_value"):
+        if self.failed is not None and not self._is_stopped and not hasattr(sys, "last_value"):
             self._leave(self.failed)
 
     # ------------------------------------------------------------------------------------------- in the threads
@@ -138,8 +141,10 @@ class Family:
             self.failed = child
             self._failure.set()
         if self.failed is child:
-            self._dismiss([other for other in self.children if other is not child])
-            if not self._is_leaving.wait(_LEAVE_S):
+            is_stop = code in _STOP_CODES  # all of them stop, and this one may be saving
+            if not is_stop:
+                self._dismiss([other for other in self.children if other is not child])
+            if not self._is_leaving.wait(_STOP_S if is_stop else _LEAVE_S):
                 self._leave(child)
 
     def _relay(self, child: Child) -> None:

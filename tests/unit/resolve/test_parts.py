@@ -1,4 +1,4 @@
-"""From arguments to accelerator, precision, loggers and profiler."""
+"""From arguments to precision, loggers and profiler."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from fulgur.precision import DoublePrecision, MixedPrecision
 from fulgur.profilers import SimpleProfiler
 from fulgur.resolve import (
     apply_determinism,
-    resolve_accelerator,
     resolve_loggers,
     resolve_precision,
     resolve_profiler,
@@ -26,20 +25,6 @@ from fulgur.resolve import (
 @pytest.fixture(autouse=True)
 def _no_batch_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_NTASKS", raising=False)
-
-
-@pytest.mark.parametrize(("devices", "count"), [("auto", 1), (1, 1), (3, 3), ("2", 2)])
-def test_cpu_has_one_device_for_each_process(devices: Any, count: int) -> None:
-    accelerator, found = resolve_accelerator("cpu", devices)
-    assert accelerator.name == "cpu"
-    assert found == [torch.device("cpu")] * count
-
-
-def test_indices_name_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert resolve_accelerator("cuda", [3, 1])[1] == [torch.device("cuda", 3), torch.device("cuda", 1)]
-    assert len(resolve_accelerator("cuda", "auto")[1]) == 4
 
 
 def test_precision_comes_from_its_argument() -> None:

@@ -79,17 +79,21 @@ class ClusterEnvironment(ABC):
         Raises:
             LayoutError: They contradict each other.
         """
-        if self.creates_processes_externally and num_devices * num_nodes != self.world_size():
+        if not self.creates_processes_externally:
+            return
+        told = (self.world_size(), self.local_world_size() or num_devices, self.num_nodes() or num_nodes)
+        if told != (num_devices * num_nodes, num_devices, num_nodes):
             raise LayoutError(self._contradiction(num_devices, num_nodes))
 
     def _contradiction(self, num_devices: int, num_nodes: int) -> str:
         size, local, nodes = self.world_size(), self.local_world_size(), self.num_nodes()
         asked = num_devices * num_nodes
+        where = f" on {nodes} machine{'s' if nodes > 1 else ''}" if nodes else ""
         fitting = f"devices={local}" if local else f"devices and num_nodes whose product is {size}"
         fitting += f" and num_nodes={nodes}" if local and nodes and nodes != num_nodes else ""
         return (
             f"devices={num_devices} on num_nodes={num_nodes} is {asked} process{'es' if asked > 1 else ''}, but "
-            f"{self.launcher} has started {size} ({self._told()}). Use {fitting}, or devices='auto' to take what "
+            f"{self.launcher} has started {size}{where} ({self._told()}). Use {fitting}, or devices='auto' to take what "
             f"{self.launcher} says. To train in each process by itself, say strategy='single_device'."
         )
 
