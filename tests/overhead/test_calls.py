@@ -283,5 +283,5 @@ def test_a_bare_step_is_these_functions() -> None:
         "data/fetch.py:Fetch._sized",
         "data/position.py:PlacedLoader._counted",
         "data/transfer.py:move_to_cpu",
-        "loops/fit.py:FitLoop.plain_step",
+        "loops/fit.py:FitLoop.plain_step.<locals>.step",
     }
