@@ -13,7 +13,7 @@ import fulgur
 from fulgur.checkpoint.tools.commands import main
 
 DATA = Path(__file__).parent / "data"
-VERSIONS = sorted(path.name for path in DATA.iterdir())
+VERSIONS = sorted(path.name for path in DATA.iterdir() if path.is_dir())
 NAMES = ("epoch_end", "mid_epoch", "last_batch", "mid_validation", "manual_mid_epoch")
 
 

@@ -15,7 +15,7 @@ from fulgur.checkpoint.load import load_checkpoint
 from fulgur.errors import CheckpointError
 
 DATA = Path(__file__).parent / "data"
-VERSIONS = sorted(path.name for path in DATA.iterdir())
+VERSIONS = sorted(path.name for path in DATA.iterdir() if path.is_dir())
 BEFORE_1_5 = ("1.0.8", "1.2.10", "1.4.9")
 FILES = sorted(f"{path.parent.name}/{path.stem}" for path in DATA.glob("*/*.ckpt") if path.stem != "weights")
 
