@@ -145,7 +145,13 @@ def find_globals(content: bytes) -> list[str] | None:
             if opcode.name == "MEMOIZE" or "PUT" in opcode.name:
                 memo[len(memo) if argument is None else int(argument)] = last
                 continue
-            last = memo.get(int(argument)) if "GET" in opcode.name else argument if isinstance(argument, str) else None
+            last = (
+                memo.get(int(argument or 0))
+                if "GET" in opcode.name
+                else argument
+                if isinstance(argument, str)
+                else None
+            )
             if last is not None:
                 texts = [*texts[-1:], last]
     except (ValueError, OverflowError):
