@@ -361,20 +361,18 @@ def _start(trainer: Trainer, call: Call) -> None:
 
 
 def _load_and_place(trainer: Trainer, call: Call) -> dict[str, Any] | None:
-    """Weights are loaded before the model is placed, unless then no rank holds all of it."""
-    if not trainer.strategy.restores_after_setup:
-        checkpoint = load(trainer, call)
-        _place(trainer)
-        return checkpoint
-    _place(trainer)
-    return load(trainer, call)
+    """Bring the model into its format and onto its device.
 
-
-def _place(trainer: Trainer) -> None:
-    """Bring the model into its format and onto its device."""
-    module = trainer.lightning_module
-    trainer.precision_plugin.convert_module(module)
-    trainer.strategy.setup_module(module)
+    Weights are loaded before the model is placed, unless then no rank holds all of it.
+    """
+    module, strategy = trainer.lightning_module, trainer.strategy
+    trainer.precision_plugin.convert_module(module)  # order matters: a float32 module would round what is loaded
+    if strategy.restores_after_setup:
+        strategy.setup_module(module)
+        return load(trainer, call)
+    checkpoint = load(trainer, call)
+    strategy.setup_module(module)
+    return checkpoint
 
 
 def _log_hyperparameters(trainer: Trainer) -> None:
