@@ -9,7 +9,7 @@ import os
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
-from fulgur import argparsing, saving
+from fulgur import saving
 from fulgur.checkpoint import state as checkpoint_state
 from fulgur.errors import MisconfigurationException
 from fulgur.resolve.arguments import apply_environment
@@ -39,27 +39,35 @@ class EarlierTrainer:
         cls, parent_parser: ArgumentParser, *, use_argument_group: bool = True, **kwargs: Any
     ) -> ArgumentParser:
         """Add an option for each argument, those of 1.x too; see `fulgur.argparsing.add_arguments`."""
+        from fulgur import argparsing
+
         return argparsing.add_arguments(cls, parent_parser, use_argument_group=use_argument_group, **kwargs)
 
     @classmethod
     def from_argparse_args(cls: type[T], args: Namespace | ArgumentParser, **kwargs: Any) -> T:
         """Make a Trainer of parsed options; `kwargs` win over them."""
+        from fulgur import argparsing
+
         return argparsing.from_arguments(cls, args, **kwargs)
 
     @classmethod
     def parse_argparser(cls, arg_parser: ArgumentParser | Namespace) -> Namespace:
         """The options as values."""
+        from fulgur import argparsing
+
         return argparsing.parse_arguments(cls, arg_parser)
 
     @classmethod
     def get_init_arguments_and_types(cls) -> list[tuple[str, tuple[Any, ...], Any]]:
         """Name, types and default of each argument."""
+        from fulgur import argparsing
+
         return argparsing.arguments_and_types(cls)
 
     @classmethod
     def default_attributes(cls) -> dict[str, Any]:
         """Default of each argument."""
-        return {name: default for name, _, default in argparsing.arguments_and_types(cls)}
+        return {name: default for name, _, default in cls.get_init_arguments_and_types()}
 
     @classmethod
     def match_env_arguments(cls) -> Namespace:

@@ -52,6 +52,17 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
         ...         return torch.optim.SGD(self.parameters(), lr=0.1)
     """
 
+    # What `torch.jit.script` leaves alone: these are for training.
+    __jit_unused_properties__: ClassVar[list[str]] = [
+        *("trainer", "fabric", "device", "dtype", "on_gpu", "current_epoch", "global_step", "global_rank"),
+        *("local_rank", "device_mesh", "logger", "loggers", "hparams", "hparams_initial"),
+    ]
+    __jit_ignored_attributes__: ClassVar[list[str]] = [
+        *__jit_unused_properties__,
+        *("_trainer", "_metric_log", "_fabric", "compiler", "prepare_data_per_node"),
+        "allow_zero_length_dataloader_with_multiple_devices",
+    ]
+
     CHECKPOINT_HYPER_PARAMS_KEY: ClassVar[str] = "hyper_parameters"
     CHECKPOINT_HYPER_PARAMS_NAME: ClassVar[str] = "hparams_name"
     CHECKPOINT_HYPER_PARAMS_TYPE: ClassVar[str] = "hparams_type"
@@ -468,6 +479,41 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
         self.trainer.model.eval()
 
     # ---------------------------------------------------------------------------------------------- loading
+
+    def to_onnx(self, file_path: Any = None, input_sample: Any = None, **kwargs: Any) -> Any:
+        """Write the module as ONNX, in evaluation mode.
+
+        Args:
+            file_path: Where. None writes nothing; with ``dynamo=True`` the program is returned.
+            input_sample: Arguments of `forward`: a tensor, a tuple, or a dict of keywords. None takes
+                `example_input_array`.
+            **kwargs: For `torch.onnx.export`.
+
+        Raises:
+            MissingExtraError: The package onnx, or onnxscript for ``dynamo=True``, is not installed.
+            ValueError: There is no input.
+        """
+        from fulgur.export import export_onnx
+
+        return export_onnx(self, file_path, input_sample, **kwargs)
+
+    def to_torchscript(
+        self, file_path: Any = None, method: str = "script", example_inputs: Any = None, **kwargs: Any
+    ) -> Any:
+        """The module as TorchScript, in evaluation mode.
+
+        Args:
+            file_path: Also write it there.
+            method: "script" compiles the code of `forward`; "trace" records what one call does.
+            example_inputs: For "trace": arguments of `forward`. None takes `example_input_array`.
+            **kwargs: For `torch.jit.script` or `torch.jit.trace`.
+
+        Raises:
+            ValueError: `method` is neither, or there is nothing to trace with.
+        """
+        from fulgur.export import export_torchscript
+
+        return export_torchscript(self, file_path, method, example_inputs, **kwargs)
 
     @class_only
     def load_from_checkpoint(
