@@ -70,10 +70,15 @@ def _as_arguments(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _evaluating(module: LightningModule) -> Iterator[None]:
     """Evaluation mode without gradients, and every submodule's own mode afterwards."""
     modes = [(each, each.training) for each in module.modules()]
+    trainers = [(each, each.__dict__.get("_trainer")) for each in module.modules() if hasattr(each, "_trainer")]
     module.eval()
+    for each, _ in trainers:
+        each.__dict__["_trainer"] = object()  # torch.jit reads every property, and `trainer` raises without one
     try:
         with torch.no_grad():
             yield
     finally:
+        for each, trainer in trainers:
+            each.__dict__["_trainer"] = trainer
         for each, training in modes:
             each.training = training
