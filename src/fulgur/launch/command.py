@@ -82,12 +82,12 @@ def _options_and_program() -> list[str]:
     return [file]
 
 
-def find_folder() -> str | None:
-    """Where to run the command: ``python -m`` looks for its module in the folder that it was started in."""
-    main = sys.modules["__main__"]
-    if getattr(main, "__spec__", None) is None or not sys.path[0]:
-        return _hydra_folder()
-    return sys.path[0] if os.path.isdir(sys.path[0]) else None
+def find_folder() -> str:
+    """Where the program was started, which may have gone elsewhere since: it will go there again."""
+    from multiprocessing import process
+
+    original: str | None = getattr(process, "ORIGINAL_DIR", None)  # what spawn uses for the same purpose
+    return _hydra_folder() or original or os.getcwd()
 
 
 def _hydra_overrides(local_rank: int) -> list[str]:

@@ -22,7 +22,9 @@ from fulgur.launch.family import Layout
 
 _TAIL_BYTES = 8000
 _MOMENT_S = 1.0
-"""How long a failure of another rank may take to be seen, after this one has felt its loss."""
+"""How long to look for a failure of another rank that came before one of this rank."""
+_LOSS_S = 5.0
+"""The same for an error that the loss of another rank may have caused: that one may still be ending."""
 _LEAVE_S = 4.0
 """How long this process has to end by itself, after another one has failed."""
 _TERMINATE_S = 2.0
@@ -106,7 +108,10 @@ class Family:
             self._let_end(_STOP_S)
             raise
         except BaseException as error:
-            if self._turns_true(partial(has_failed_everywhere, error)):  # the program may go on from it everywhere
+            moment_s = _LOSS_S if isinstance(error, RuntimeError) else _MOMENT_S
+            if self._turns_true(
+                partial(has_failed_everywhere, error), moment_s
+            ):  # the program may go on from it everywhere
                 raise
             self._is_leaving.set()
             self._dismiss(self.children)
@@ -159,9 +164,9 @@ class Family:
 
     # ------------------------------------------------------------------------------------------------- the end
 
-    def _turns_true(self, condition: Callable[[], bool]) -> bool:
+    def _turns_true(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Whether it does within a moment, and before another rank is seen to have failed."""
-        until = time.monotonic() + _MOMENT_S
+        until = time.monotonic() + timeout_s
         while not self._failure.is_set() and time.monotonic() < until:
             if condition():
                 return True

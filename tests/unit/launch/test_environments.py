@@ -295,7 +295,7 @@ def test_open_mpi_says_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mpi_without_a_place_to_meet_tells_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     _set(monkeypatch, OPEN_MPI, MASTER_ADDR=None)
     monkeypatch.setitem(__import__("sys").modules, "mpi4py", None)
-    with pytest.raises(MisconfigurationException, match="mpi4py.*MASTER_ADDR"):
+    with pytest.raises(MisconfigurationException, match=r"mpi4py.*MASTER_ADDR"):
         _ = MPIEnvironment().main_address
 
 

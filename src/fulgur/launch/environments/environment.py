@@ -93,8 +93,8 @@ class ClusterEnvironment(ABC):
         fitting += f" and num_nodes={nodes}" if local and nodes and nodes != num_nodes else ""
         return (
             f"devices={num_devices} on num_nodes={num_nodes} is {asked} process{'es' if asked > 1 else ''}, but "
-            f"{self.launcher} has started {size}{where} ({self._told()}). Use {fitting}, or devices='auto' to take what "
-            f"{self.launcher} says. To train in each process by itself, say strategy='single_device'."
+            f"{self.launcher} has started {size}{where} ({self._told()}). Use {fitting}, or devices='auto' to take "
+            f"what {self.launcher} says. To train in each process by itself, say strategy='single_device'."
         )
 
     def _told(self) -> str:
