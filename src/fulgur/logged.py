@@ -227,6 +227,8 @@ class Key(NamedTuple):
         options: Of `LogOptions`.
         metric: Path of the metric object within the module; None where it is none.
         dtype: Of the value; None where it was a plain number.
+        lists: For each state of the metric object that is a list, its name with shape beyond the first dimension and
+            dtype of what is in it; None where nothing is.
     """
 
     hook: str
@@ -236,6 +238,12 @@ class Key(NamedTuple):
     options: tuple[Any, ...]
     metric: str | None
     dtype: torch.dtype | None
+    lists: tuple[tuple[str, tuple[tuple[int, ...], torch.dtype] | None], ...] = ()
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether every list has something in it."""
+        return all(content is not None for _, content in self.lists)
 
     @property
     def shown(self) -> str:

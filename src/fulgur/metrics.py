@@ -306,6 +306,7 @@ class MetricLog:
                     options=entry.options,
                     metric=paths.get(id(entry.metric)),
                     dtype=entry.dtype if entry.total is not None else None,
+                    lists=_list_states(entry.metric) if entry.metric is not None else (),
                 ),
                 entry,
             )
@@ -418,6 +419,17 @@ def to_host(values: list[Any]) -> list[float]:
         for index, number in zip(indices, stacked.tolist(), strict=True):  # waits for the device
             result[index] = number
     return result
+
+
+def _list_states(metric: Any) -> tuple[tuple[str, Any], ...]:
+    """States of a torchmetrics metric that are lists: name, and what their items are like; None where there is none."""
+    found = []
+    for name, default in metric._defaults.items():
+        items = getattr(metric, name)
+        if isinstance(default, list) and isinstance(items, list):
+            first = next((item for item in items if isinstance(item, Tensor)), None)
+            found.append((name, (tuple(first.shape[1:]), first.dtype) if first is not None and first.ndim else None))
+    return tuple(found)
 
 
 _RESTORED: tuple[Any, ...] = ("restored",)

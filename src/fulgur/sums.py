@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -58,6 +58,8 @@ class SharedSums:
         if len({tuple(row[:2].tolist()) for row in rows}) > 1:
             keys = self._settle_names(keys, stage)
             shared = shared or [self._metrics.adopt(key) for key in keys]
+            for entry, key in zip(shared, keys, strict=True):
+                _fill_lists(entry.metric, key)
         if max(n_keys) > _CAPACITY:
             rows = self._strategy.all_gather(_row(keys, shared, len(keys))).cpu()  # all ranks must reach this
         filled = torch.stack([row for row, n in zip(rows, n_keys, strict=True) if n] or [rows[0]])
@@ -80,7 +82,11 @@ class SharedSums:
                 f"what all of them logged: {listed}. Log the same keys on all ranks, or pass sync_dist=False to "
                 "self.log for values that belong to one rank."
             )
-        return filled[0]
+        lists = [
+            dict(item for key in alike for item in key.lists if item[1] is not None)
+            for alike in zip(*filled, strict=True)
+        ]
+        return [key._replace(lists=tuple(content.items())) for key, content in zip(filled[0], lists, strict=True)]
 
 
 def mean_over_ranks(strategy: Strategy, entries: Sequence[Entry], numbers: Sequence[float]) -> list[float]:
@@ -100,7 +106,7 @@ _PASSES = {"train": "training epoch", "validate": "validation", "test": "test"}
 
 def _row(keys: Sequence[Key], entries: Sequence[Entry], capacity: int) -> Tensor:
     row = torch.zeros(2 + 2 * capacity, dtype=torch.float64)
-    names = "\n".join(repr(key[:4]) for key in keys)
+    names = "\n".join(repr((key[:4], key.is_filled)) for key in keys)
     row[0] = int.from_bytes(blake2b(names.encode(), digest_size=6).digest(), "big")  # exact in float64
     row[1] = len(keys)
     if entries:
@@ -112,6 +118,13 @@ def _row(keys: Sequence[Key], entries: Sequence[Entry], capacity: int) -> Tensor
         )
         row[2 + capacity : 2 + capacity + len(entries)] = torch.tensor([e.weight for e in entries], dtype=torch.float64)
     return row
+
+
+def _fill_lists(metric: Any, key: Key) -> None:
+    """Give the empty lists of a torchmetrics metric no samples of the others' kind: it gathers lists item by item."""
+    for name, (shape, dtype) in ((name, content) for name, content in key.lists if content is not None):
+        if not getattr(metric, name):
+            setattr(metric, name, [torch.empty(0, *shape, dtype=dtype, device=metric.device)])
 
 
 def _assign(entries: Sequence[Entry], rows: Tensor) -> None:

@@ -176,7 +176,7 @@ class EvaluationLoop(EvaluationLoopView):
                     self._write_steps(pending)
             if self.interrupt is not None:
                 self.interrupt()
-        metrics.scope = metrics.batch = None
+        metrics.scope = metrics.batch = metrics.batch_size = None
         if batch_idx < 0 and self.feed.n_batches[index] and not self.feed.is_divided:
             raise no_evaluation_batch(self.prefix, index)
         self._write_steps(pending)

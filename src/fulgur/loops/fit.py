@@ -231,7 +231,7 @@ class FitLoop(FitLoopView):
         else:
             finish_early_loader(self)
         # ---------------------------------------------------------------------------------------------------------
-        metrics.scope = metrics.batch = None
+        metrics.scope = metrics.batch = metrics.batch_size = None
         return is_cut
 
     def plain_step(self, update: Update) -> Step:
