@@ -38,7 +38,10 @@ def build_mesh(device_type: str, sizes: dict[str, int]) -> DeviceMesh:
             f"A mesh of {shown} takes {product} processes, and there are {world_size}. Make the sizes' product equal "
             "to devices × num_nodes."
         )
-    return init_device_mesh(device_type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+    mesh = init_device_mesh(device_type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+    if len(sizes) > 1 and hasattr(mesh, "_flatten"):
+        mesh._flatten()  # DTensor then sums over all axes in one collective; without, it warns that it takes several
+    return mesh
 
 
 def resolve_parallel_sizes(

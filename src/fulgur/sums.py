@@ -62,7 +62,8 @@ class SharedSums:
                 _fill_lists(entry.metric, key)
         if max(n_keys) > _CAPACITY:
             rows = self._strategy.all_gather(_row(keys, shared, len(keys))).cpu()  # all ranks must reach this
-        filled = torch.stack([row for row, n in zip(rows, n_keys, strict=True) if n] or [rows[0]])
+        leaders = self._strategy.data_leaders  # the others have logged the same once more
+        filled = torch.stack([rows[rank] for rank in leaders if n_keys[rank]] or [rows[0]])
         _assign(shared, filled[:, 2:])
         return local + shared
 
@@ -92,7 +93,8 @@ class SharedSums:
 def mean_over_ranks(strategy: Strategy, entries: Sequence[Entry], numbers: Sequence[float]) -> list[float]:
     """Values of one step reduced over the ranks that have them. All ranks must reach this."""
     own = {entry.step_key: number for entry, number in zip(entries, numbers, strict=True)}
-    of_all = strategy.all_gather_object(own)  # all ranks must reach this
+    gathered = strategy.all_gather_object(own)  # all ranks must reach this
+    of_all = [gathered[rank] for rank in strategy.data_leaders]
     result = []
     for entry in entries:
         values = [values[entry.step_key] for values in of_all if entry.step_key in values]

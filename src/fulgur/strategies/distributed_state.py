@@ -7,6 +7,7 @@ same from any strategy: files of one are files of all.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -33,7 +34,13 @@ def gather_state(state: Mapping[str, Any], *, is_kept: bool) -> dict[str, Any]:
         whole = value.full_tensor().detach()  # all ranks must reach this
         return whole.cpu() if is_kept else None  # waits for the device
 
-    gathered: dict[str, Any] = replace_leaves(state, gather, "")
+    # DTensor tells, in a line, that parts of parts are gathered one axis after the other: there is no other way
+    logger = logging.getLogger("torch.distributed.tensor._redistribute")
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        gathered: dict[str, Any] = replace_leaves(state, gather, "")
+    finally:
+        logger.disabled = was_disabled
     return gathered if is_kept else {}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -89,6 +89,12 @@ class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
     @property
     def data_size(self) -> int:
         return int(self._mesh[DATA_PARALLEL].size()) if self._mesh is not None else self.world_size
+
+    @property
+    def data_leaders(self) -> Sequence[int]:
+        if self._mesh is None:
+            return super().data_leaders
+        return [int(rank) for rank in self._mesh.mesh[:, 0].tolist()]
 
     def set_up_environment(self) -> None:
         self._check_precision()

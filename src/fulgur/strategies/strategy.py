@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,11 @@ class Strategy(ABC):
     def data_size(self) -> int:
         """Number of processes, or groups of them, that see different data."""
         return self.world_size
+
+    @property
+    def data_leaders(self) -> Sequence[int]:
+        """Global ranks that see different data, one for each data rank: what these log is all there is."""
+        return range(self.world_size)
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int] | None:
