@@ -2,6 +2,7 @@
 
     python examples/digits.py                  # one run, about twenty seconds
     python examples/digits.py --seeds 0 1 2    # three runs, each with its own split, weights and order
+    python examples/digits.py --devices 2      # the same training, on two processes
 
 The data are 1,797 real 8x8 images that come with scikit-learn, so nothing is downloaded. Read the file from the top:
 first the data, then the model, then the `Trainer` that puts the two together.
@@ -147,7 +148,7 @@ def build_loggers(folder: Path) -> list[Logger]:
     return loggers
 
 
-def run(seed: int, max_epochs: int, folder: Path) -> float:
+def run(seed: int, max_epochs: int, folder: Path, devices: int | str = "auto") -> float:
     """Train, test and predict once.
 
     Returns:
@@ -158,6 +159,7 @@ def run(seed: int, max_epochs: int, folder: Path) -> float:
     model = DigitReader()
     best = ModelCheckpoint(monitor="val_loss", filename="{epoch}-{val_acc:.3f}")
     trainer = fl.Trainer(
+        devices=devices,
         max_epochs=max_epochs,
         callbacks=[best, EarlyStopping(monitor="val_loss", patience=10), LearningRateMonitor()],
         logger=build_loggers(folder),
@@ -168,15 +170,16 @@ def run(seed: int, max_epochs: int, folder: Path) -> float:
 
     # Without arguments: the best checkpoint of the run above, on the test images of the same data.
     (scores,) = trainer.test()
-    predictions = torch.cat(trainer.predict(datamodule=data, ckpt_path="best") or [])
+    found = trainer.predict(datamodule=data, ckpt_path="best", return_predictions="ordered")
+    predictions = torch.cat(found or [])  # of all processes, in the order of the data
 
     labels = data.test.tensors[1]
     for i in (predictions != labels).nonzero().flatten().tolist():
-        print(f"misread: test image {i} shows {labels[i]}, taken for {predictions[i]}")
-    print(f"seed {seed}: {scores['test_acc']:.2%} of {len(labels)} test images read correctly")
-    print(f"  best checkpoint  {best.best_model_path}")
+        trainer.print(f"misread: test image {i} shows {labels[i]}, taken for {predictions[i]}")
+    trainer.print(f"seed {seed}: {scores['test_acc']:.2%} of {len(labels)} test images read correctly")
+    trainer.print(f"  best checkpoint  {best.best_model_path}")
     for logger in trainer.loggers:
-        print(f"  logs             {logger.log_dir}")
+        trainer.print(f"  logs             {logger.log_dir}")
     return scores["test_acc"]
 
 
@@ -186,11 +189,12 @@ def main() -> None:
     seeds.add_argument("--seed", type=int, default=0, help="seed of the split, the weights and the order")
     seeds.add_argument("--seeds", type=int, nargs="+", help="several seeds, one run each")
     parser.add_argument("--max-epochs", type=int, default=40)
+    parser.add_argument("--devices", default="auto", help="how many processes, each on a device of its own")
     parser.add_argument("--folder", type=Path, default=Path("demo_run"), help="where logs and checkpoints go")
     args = parser.parse_args()
 
     seeds_to_run = args.seeds or [args.seed]
-    accuracies = [run(seed, args.max_epochs, args.folder) for seed in seeds_to_run]
+    accuracies = [run(seed, args.max_epochs, args.folder, args.devices) for seed in seeds_to_run]
     if len(accuracies) > 1:
         print(f"accuracy over seeds {seeds_to_run}: lowest {min(accuracies):.2%}, highest {max(accuracies):.2%}")
 
