@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -180,7 +181,9 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
         if module.automatic_optimization:
             # A batch is no input of a layer: autocast brings inputs and weights together, labels stay as they are.
             own = policy if self.mixed_precision is not None else replace(policy, cast_forward_inputs=False)
+            known_as = type(module)
             fully_shard(module, mp_policy=own, **arguments)
+            _name_like(type(module), known_as)
             return
         self._check_manual(module)
         for child in callable_children(module):
@@ -245,10 +248,18 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
     def set_grad_sync(self) -> Callable[[bool], None] | None:
         return self._sync.set if self._sync is not None else None
 
+    def no_grad_sync(self) -> AbstractContextManager[None]:
+        return GradientSync(self.lightning_module).off()
+
     def build_votes(self, agreement: Agreement) -> Votes | None:
         if self._training is None:
             return None
         return Votes(agreement, self.open_store("votes"), take_zero_loss=self._training.take_zero_loss)
+
+
+def _name_like(cls: type, original: type) -> None:
+    """Give the class that `fully_shard` has made the names of the user's, for messages and profiles."""
+    cls.__name__, cls.__qualname__, cls.__module__ = original.__name__, original.__qualname__, original.__module__
 
 
 def _is_unit_of(inner: nn.Module, module: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -170,6 +171,9 @@ class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
 
     def set_grad_sync(self) -> Callable[[bool], None] | None:
         return self._sync.set if self._sync is not None and self._sync.roots else None
+
+    def no_grad_sync(self) -> AbstractContextManager[None]:
+        return GradientSync(self.lightning_module).off()
 
     def build_votes(self, agreement: Agreement) -> Votes | None:
         if self.data_size == 1 or not self.lightning_module.automatic_optimization:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -122,3 +123,12 @@ class GradientSync:
             self.is_on = wanted
             for root in self.roots:
                 root.set_requires_gradient_sync(wanted)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Keep gradients for the length of a ``with`` block."""
+        self.set(False)
+        try:
+            yield
+        finally:
+            self.set(True)
