@@ -5,10 +5,12 @@ The generators are Python's, NumPy's (where NumPy is loaded), torch's and those 
 
 from __future__ import annotations
 
+import _random
 import ctypes
 import operator
 import os
 import random
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +24,12 @@ MAX_SEED = 2**32 - 1
 _SEED_VARIABLE = "PL_GLOBAL_SEED"
 _WORKERS_VARIABLE = "PL_SEED_WORKERS"
 
+_python_generator: Any = random.getstate.__self__  # type: ignore[attr-defined]
 _MT19937_BYTES = 4 * 624 + 4  # its words, and the position in them
 _numpy_seen: tuple[bytes, dict[str, Any]] | None = None
+_python_seen: tuple[bytes, tuple[Any, ...]] | None = None
+_python_address: int | None = None
+_python_seen: tuple[bytes, tuple[Any, ...]] | None = None
 
 
 def seed_everything(seed: int | None = None, workers: bool = False, verbose: bool = True) -> int:
@@ -109,7 +115,7 @@ def capture_rng(include_cuda: bool = True) -> dict[str, Any]:
 
 def snapshot_rng(include_cuda: bool = True) -> dict[str, Any]:
     """The same as `capture_rng` in the form the generators give it, which is cheaper: for states that few will need."""
-    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    state: dict[str, Any] = {"python": _python_state(), "torch": torch.get_rng_state()}
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         state["numpy"] = _numpy_state(numpy)
@@ -119,6 +125,29 @@ def snapshot_rng(include_cuda: bool = True) -> dict[str, Any]:
     if include_cuda and torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
     return state
+
+
+def _python_state() -> tuple[Any, ...]:
+    """The state of Python's global generator, which takes 25 µs: for one that has not moved, the state seen last."""
+    global _python_seen, _python_address
+    if _python_address is None:
+        _python_address = _find_python_words()
+    if not _python_address:
+        return random.getstate()
+    words = ctypes.string_at(_python_address, _MT19937_BYTES)
+    if _python_seen is None or _python_seen[0] != words or _python_seen[1][2] != _python_generator.gauss_next:
+        _python_seen = (words, random.getstate())
+    return _python_seen[1]
+
+
+def _find_python_words() -> int:
+    """Where Python's generator has its position and its words: behind the header, in CPython; 0 if they are not."""
+    header = object.__basicsize__
+    if sys.implementation.name != "cpython" or _random.Random.__basicsize__ < header + _MT19937_BYTES:
+        return 0
+    address = id(_python_generator) + header
+    position, *words = struct.unpack("i624I", ctypes.string_at(address, _MT19937_BYTES))
+    return address if random.getstate()[1] == (*words, position) else 0
 
 
 def _numpy_state(numpy: Any) -> Any:

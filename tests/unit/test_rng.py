@@ -107,6 +107,26 @@ def test_numpy_state_is_taken_anew_where_it_has_moved_in_any_part(n_draws: int) 
     assert np.random.randn(3).tolist() == first
 
 
+def test_python_state_is_the_one_of_the_moment() -> None:
+    random.seed(1)
+    for draw_once in (random.random, lambda: random.gauss(0, 1), lambda: random.gauss(0, 1), lambda: random.seed(2)):
+        for _ in range(2):
+            assert capture_rng()["python"] == random.getstate()
+        draw_once()
+    assert capture_rng()["python"] == random.getstate()
+    with isolate_rng():
+        random.random()
+        assert capture_rng()["python"] == random.getstate()
+    assert capture_rng()["python"] == random.getstate()
+
+
+def test_python_state_where_its_words_cannot_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fulgur.rng._python_address", 0)
+    before = capture_rng()["python"]
+    random.random()
+    assert before != capture_rng()["python"] == random.getstate()
+
+
 def test_numpy_state_is_taken_anew_after_a_restore() -> None:
     np.random.seed(1)
     np.random.randn()

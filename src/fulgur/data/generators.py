@@ -25,6 +25,8 @@ def find_generators(loader: Any) -> list[Any]:
 
 def held_generators(holder: Any) -> list[Any]:
     """Generators among the attributes of an object."""
+    if holder is None:
+        return []
     numpy = sys.modules.get("numpy")
     kinds: tuple[Any, ...] = (torch.Generator, random.Random)
     if numpy is not None:
