@@ -27,7 +27,6 @@ _WORKERS_VARIABLE = "PL_SEED_WORKERS"
 _python_generator: Any = random.getstate.__self__  # type: ignore[attr-defined]
 _MT19937_BYTES = 4 * 624 + 4  # its words, and the position in them
 _numpy_seen: tuple[bytes, dict[str, Any]] | None = None
-_python_seen: tuple[bytes, tuple[Any, ...]] | None = None
 _python_address: int | None = None
 _python_seen: tuple[bytes, tuple[Any, ...]] | None = None
 
