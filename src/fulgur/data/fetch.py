@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from fulgur.data.workers import begin_pass
 from fulgur.errors import PossibleUserWarning
 from fulgur.rank import rank_zero_warn
 
@@ -99,7 +100,7 @@ class Fetch:
         self.n_held = 0
         self._following = state.get("following", _END)
         self.is_last = False
-        items = iter(self.loader)
+        items = begin_pass(self.loader)
         batches = items if self.unpack is None else map(self.unpack, items)
         if self.weigh is None:
             return self._sized(batches, self.transfer) if self.is_sized else self._ahead(batches, self.transfer)

@@ -29,6 +29,7 @@ from fulgur.data.loaders import replaced
 from fulgur.data.placed import PlacedBatches, draws_at_once, draws_never
 from fulgur.data.seeded import PlacedDataset, draws_nothing
 from fulgur.data.shard import Shard, count_own, count_steps
+from fulgur.data.workers import begin_pass
 from fulgur.rank import rank_zero_info
 from fulgur.rng import plain_rng, restore_rng, snapshot_rng
 
@@ -160,10 +161,10 @@ class PlacedLoader:
         self.n_passes += 1
         if self._mapped is None:
             self._note_start(b"")
-            return self._taken(iter(self.loader))
+            return self._taken(begin_pass(self.loader))
         batches = _batches_of(self._mapped)
         batches.begin(self._pass_key() if batches.is_tagged else b"", skip=0, on_start=self._note_start)
-        iterator = iter(self._mapped)
+        iterator = begin_pass(self._mapped)
         if self.shard.size > 1:
             batches.prime()
         return iterator
@@ -235,7 +236,7 @@ class PlacedLoader:
             self.loader.load_state_dict(state["loader"])
             if self.shard.size > 1:
                 self._common.load_state_dict(state.get("stream") or start.get("rng") or {})
-            self._resumed = self._taken(iter(self.loader)) if in_pass else None
+            self._resumed = self._taken(begin_pass(self.loader)) if in_pass else None
         elif not start:
             self._set_generators(state["generators"])
         elif not in_pass:
@@ -285,13 +286,13 @@ class PlacedLoader:
         batches = _batches_of(self._mapped)
         key = self._pass_key() if batches.is_tagged else b""
         batches.begin(key, skip=n_batches, on_start=self._note_start)
-        return iter(self._mapped)
+        return begin_pass(self._mapped)
 
     def _iterator_without_seed(self) -> Any:
         """An iterator whose seed for workers is not drawn from the loader's own generator, which is past it."""
         assert self._mapped is not None
         generator, self._mapped.generator = self._mapped.generator, None
-        iterator: Any = iter(self._mapped)
+        iterator: Any = begin_pass(self._mapped)
         self._mapped.generator = generator
         return iterator
 
@@ -308,7 +309,7 @@ class PlacedLoader:
                 f"Resuming: {_described(self.loader)} keeps no position, so its first {n_batches} batches are drawn "
                 "again and dropped. This takes as long as loading them did; state_dict and load_state_dict avoid it."
             )
-        iterator: Iterator[Any] = iter(self.loader)
+        iterator: Iterator[Any] = begin_pass(self.loader)
         if self.shard.size == 1:
             deque(islice(iterator, n_batches), maxlen=0)
             return iterator
