@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -82,6 +83,7 @@ def make_checkpoint_io() -> dict[str, Any]:
 
         def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
             self.n_saved += 1
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             torch.save(checkpoint, path)
 
         def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> Any:
