@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 import checkpoints
+import distributed
 import epochs
 import imports
 import memory
@@ -51,6 +52,7 @@ def run_all(*, n_rounds: int | None) -> dict[str, list[dict[str, Any]]]:
         "imports": imports,
         "memory": memory,
         "checkpoints": checkpoints,
+        "distributed": distributed,
     }.items():
         costs = benchmark.run(**rounds)
         print("\n" + benchmark.report(costs), flush=True)
