@@ -15,6 +15,7 @@ from fulgur.errors import MisconfigurationException
 from fulgur.hparams import HyperparametersMixin, class_only
 from fulgur.module_hooks import ModuleHooks
 from fulgur.optim.clip import clip_gradients
+from fulgur.optim.submodules import clear_gradients
 from fulgur.optim.toggle import toggle_parameters, untoggle_parameters
 
 if TYPE_CHECKING:
@@ -458,7 +459,10 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
 
     def on_validation_model_zero_grad(self) -> None:
         """Before a validation run in fit, unless gradients are being accumulated: frees their memory."""
-        self.zero_grad()
+        if type(self).zero_grad is nn.Module.zero_grad:
+            clear_gradients(self)
+        else:
+            self.zero_grad()
 
     def on_validation_model_eval(self) -> None:
         """Put the model into eval mode for validation."""

@@ -21,6 +21,7 @@ from fulgur.loops.faults import no_evaluation_batch
 from fulgur.loops.feed import Feed, Transfer, uncounted
 from fulgur.loops.views import EvaluationLoopView
 from fulgur.metrics import MetricLog, to_host
+from fulgur.optim.submodules import submodules
 
 Prefix = Literal["validation", "test", "predict"]
 Results = list[dict[str, float]]
@@ -101,7 +102,7 @@ class EvaluationLoop(EvaluationLoopView):
             For each loader the values logged, by key.
         """
         plan, metrics, scope_of = self.plan, self.metrics, self.metrics.scope_of
-        modes = [(module, module.training) for module in plan.module.modules()]
+        modes = [(module, module.training) for module in submodules(plan.module)]
         metrics.clear(self.stage)
         self.current = (0, 0)
         self.n_marks += 1

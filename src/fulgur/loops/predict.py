@@ -16,6 +16,7 @@ from fulgur.loops.evaluate import EvalPlan, modes_kept_on_error, restore_modes
 from fulgur.loops.feed import Feed
 from fulgur.loops.views import EvaluationLoopView
 from fulgur.metrics import MetricLog
+from fulgur.optim.submodules import submodules
 
 
 class PredictLoop(EvaluationLoopView):
@@ -61,7 +62,7 @@ class PredictLoop(EvaluationLoopView):
     def run(self, *, context: AbstractContextManager[Any]) -> list[Any]:
         """Predict, and return `predictions`."""
         plan = self.plan
-        modes = [(module, module.training) for module in plan.module.modules()]
+        modes = [(module, module.training) for module in submodules(plan.module)]
         self._predictions, self._indices = [], []
         with context, modes_kept_on_error(modes):
             plan.model_eval()
