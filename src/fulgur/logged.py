@@ -105,6 +105,7 @@ class Entry:
         is_fresh: `step` was logged since the last flush.
         is_live: Something was logged since the epoch began.
         is_reduced: The epoch's value is final; further calls belong to the next one.
+        final: The epoch's value, once it is final: a tensor of shape () on its device, or a number.
         is_flushed: The epoch's value has been given to loggers and bar.
         total: Running sum (weighted for a mean), minimum or maximum of device values; None until there is one.
         host_total: The same of values that were plain numbers.
@@ -129,6 +130,7 @@ class Entry:
     is_fresh: bool = False
     is_live: bool = False
     is_reduced: bool = False
+    final: Any = None
     is_flushed: bool = False
     dtype: torch.dtype = torch.float32
     total: Tensor | None = None
@@ -217,6 +219,7 @@ class Entry:
         if self.metric is not None and self.is_live:
             self.metric.reset()
         self.is_live = self.is_reduced = self.is_flushed = False
+        self.final = None
 
 
 class Key(NamedTuple):

@@ -354,8 +354,8 @@ class MetricLog:
         if self.sums is not None:
             ready = self.sums.share(stage, ready)  # all ranks must reach this
         for entry in ready:
-            entry.is_reduced = True
-            value = as_tensor(entry.epoch_value())
+            entry.is_reduced, entry.final = True, entry.epoch_value()
+            value = as_tensor(entry.final)
             self.callback_metrics[entry.key] = value
             if entry.on_step:
                 self.callback_metrics[entry.epoch_key] = value
@@ -365,7 +365,7 @@ class MetricLog:
         """Final values of `stage` that were not given yet, in one copy to the host, for loggers, bar and results."""
         final = [e for e in self.entries(stage) if e.is_reduced and not e.is_flushed]
         shown = self._shown_steps(stage)
-        values = [e.epoch_value() for e in final]
+        values = [e.final for e in final]
         numbers = to_host(values + [value for _, value in shown])
         for entry, value, number in zip(final, values, numbers, strict=False):
             entry.is_flushed = True
@@ -412,7 +412,7 @@ def to_host(values: list[Any]) -> list[float]:
             result[index] = float(value)
     for device, indices in by_device.items():
         if len(indices) == 1:
-            result[indices[0]] = float(values[indices[0]].detach().reshape(()).tolist())  # waits for the device
+            result[indices[0]] = float(values[indices[0]].reshape(()).tolist())  # waits for the device
             continue
         wide = torch.float32 if device.type == "mps" else torch.float64
         stacked = torch.stack([values[i].detach().reshape(()).to(wide) for i in indices])
