@@ -1,4 +1,4 @@
-"""What each rank sees in training and evaluation, and what comes of it, against one process with the same global batch."""
+"""What each rank sees in training and evaluation, and what comes of it, against one process."""
 
 from __future__ import annotations
 

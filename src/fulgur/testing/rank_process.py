@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import multiprocessing
 import os
 import pickle
 import sys
@@ -54,6 +55,7 @@ class Failure:
 def run_task(pipe: Any, task: Task) -> None:
     """Run the function and send what it returned or raised; leave when the starter says so."""
     os.setpgid(0, 0)
+    multiprocessing.set_start_method(None, force=True)  # loader workers start as anywhere, not as this process did
     stacks = open(f"{task.files}.stacks", "w")  # noqa: SIM115  (open until the process ends)
     faulthandler.dump_traceback_later(task.timeout_s, file=stacks)
     _redirect(task.files)
