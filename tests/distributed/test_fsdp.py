@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fulgur import Callback, LightningModule, Trainer
 from fulgur.errors import MisconfigurationException
+from fulgur.precision import Precision
 from fulgur.strategies import FSDPStrategy
 from fulgur.testing import run_ranks
 
@@ -549,3 +551,50 @@ def test_running_means_of_rank_zero_are_evaluated_with() -> None:
     (_, first, val), (_, second, other) = run_ranks(fit_normed, 2, False)
     assert first == second
     assert val == other
+
+
+class ScaledOnCpu(Precision):
+    """What 16-mixed does on CUDA, on the CPU, in float32."""
+
+    name = "32-true"
+
+    def __init__(self) -> None:
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60, growth_interval=1000)
+
+    def convert_module(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def step_context(self) -> None:
+        return None
+
+    def init_context(self) -> Any:
+        return nullcontext()
+
+
+class Overflowing(Net):
+    """One rank's loss is so large in its first batch that its gradients, once scaled, are not finite."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor | None:
+        loss = mse_loss(Net.forward(self, batch[0]), batch[1])
+        return loss * 1e25 if batch_idx == 0 and self.trainer.global_rank == 1 else loss
+
+
+def fit_overflowing() -> tuple[Weights, Weights, float]:
+    net, precision, seen = build_net(Overflowing), ScaledOnCpu(), []
+
+    class Seen(Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            seen.append(weights_of(net))
+
+    before = weights_of(net)
+    run = trainer(FSDPStrategy(), plugins=[precision], callbacks=[Seen()], max_epochs=1, gradient_clip_val=1.0)
+    run.fit(net, loader(4))
+    assert largest_difference(seen[0], before) == 0
+    return seen[0], seen[1], precision.scaler.get_scale()
+
+
+@pytest.mark.world_size(2)
+def test_overflow_on_one_rank_skips_the_step_on_all() -> None:
+    for skipped, stepped, scale in run_ranks(fit_overflowing, 2):
+        assert scale == 2.0**59
+        assert 0 < largest_difference(skipped, stepped) < 0.02

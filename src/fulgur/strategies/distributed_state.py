@@ -99,6 +99,15 @@ def _as(value: Any, like: Any) -> Any:
     return value
 
 
+def place_without_parameters(module: nn.Module, device: torch.device) -> None:
+    """Move what `fully_shard` does not know of, such as the states of metric objects."""
+    for inner in module.children():
+        if next(inner.parameters(), None) is None:
+            inner.to(device)
+        else:
+            place_without_parameters(inner, device)
+
+
 def load_whole(part: Tensor, whole: Tensor) -> None:
     """Copy this rank's part of `whole` into `part`, which may be distributed or not."""
     from torch.distributed.tensor import DTensor

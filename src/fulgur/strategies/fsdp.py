@@ -15,7 +15,7 @@ from torch import nn
 from fulgur.errors import MisconfigurationException
 from fulgur.mesh import REPLICATE, SHARD, build_mesh, is_mesh
 from fulgur.strategies.batch_norm import share_batch_norms
-from fulgur.strategies.distributed_state import share_initial_state
+from fulgur.strategies.distributed_state import place_without_parameters, share_initial_state
 from fulgur.strategies.fsdp_arguments import check_rest, to_policy, to_sharding, wants_offload
 from fulgur.strategies.parallel import ParallelStrategy
 from fulgur.strategies.routing import (
@@ -27,7 +27,7 @@ from fulgur.strategies.routing import (
 )
 from fulgur.strategies.sharded_files import ShardedFiles
 from fulgur.strategies.units import callable_children, find_units, materialize, recompute_in_backward, select
-from fulgur.strategies.votes import Votes
+from fulgur.strategies.votes import Votes, open_votes
 from fulgur.strategies.zero_pass import ZeroPass
 
 if TYPE_CHECKING:
@@ -161,6 +161,7 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
             recompute_in_backward(select(module, policy, "activation_checkpointing_policy"))
         self._shard(module)
         materialize(module, "cpu" if self._offloads else self.root_device, draws_on=self.root_device)
+        place_without_parameters(module, self.root_device)
         return self.model
 
     @property
@@ -254,7 +255,7 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
     def build_votes(self, agreement: Agreement) -> Votes | None:
         if self._training is None:
             return None
-        return Votes(agreement, self.open_store("votes"), take_zero_loss=self._training.take_zero_loss)
+        return open_votes(self, agreement, self._training.take_zero_loss)
 
 
 def _name_like(cls: type, original: type) -> None:

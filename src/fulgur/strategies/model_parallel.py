@@ -12,12 +12,12 @@ from torch import nn
 
 from fulgur.errors import MisconfigurationException
 from fulgur.mesh import DATA_PARALLEL, build_mesh, resolve_parallel_sizes
-from fulgur.strategies.distributed_state import share_initial_state
+from fulgur.strategies.distributed_state import place_without_parameters, share_initial_state
 from fulgur.strategies.parallel import ParallelStrategy
 from fulgur.strategies.routing import GradientSync, is_sharded_whole, route_evaluation, route_training
 from fulgur.strategies.sharded_files import ShardedFiles
 from fulgur.strategies.units import materialize
-from fulgur.strategies.votes import Votes
+from fulgur.strategies.votes import Votes, open_votes
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -137,6 +137,7 @@ class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
             )
         self._check_parameters(module)
         materialize(module, self.root_device, draws_on=self.root_device)
+        place_without_parameters(module, self.root_device)
         _place_rest(module, self.root_device)
         return self.model
 
@@ -178,7 +179,7 @@ class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
     def build_votes(self, agreement: Agreement) -> Votes | None:
         if self.data_size == 1 or not self.lightning_module.automatic_optimization:
             return None
-        return Votes(agreement, self.open_store("votes"), take_zero_loss=lambda: None)
+        return open_votes(self, agreement, lambda: None)
 
 
 def _demanding_loss(step: Callable[..., Any]) -> Callable[..., Any]:
