@@ -34,14 +34,14 @@ SYNC_LIMIT, ASYNC_LIMIT, STALL_LIMIT = 1.1, 1.2, 0.1
 
 @dataclass(frozen=True, slots=True)
 class SaveCost:
-    """Medians over all rounds.
+    """Means of the cheapest quarter of all rounds.
 
     Attributes:
         name: What was done.
         milliseconds: How long the loop stands still.
         ratio: The same over the baseline's, of the measurements beside it.
-        ratio_low: First quartile of the ratio.
-        ratio_high: Third quartile of the ratio.
+        ratio_low: Smallest ratio of the four groups of rounds.
+        ratio_high: Largest ratio of the four groups.
         limit: Largest ratio that the project allows itself. None for the others.
     """
 
@@ -190,7 +190,7 @@ def report(costs: Sequence[SaveCost]) -> str:
         ]
         for cost in costs
     ]
-    return format_table(["saving 200 MB", "ms", "ratio", "quartiles", "limit"], rows)
+    return format_table(["saving 200 MB", "ms", "ratio", "four groups", "limit"], rows)
 
 
 def measure_interference(plugin: CheckpointIO, *, n_steps: int, folder: str | None = None) -> tuple[float, float]:

@@ -1,4 +1,14 @@
-"""Comparing programs on a machine that is not quiet: everything in turn, and ratios to a neighbour in time."""
+"""Comparing programs on a machine that is not quiet.
+
+Everything is measured in turn, many times for a short while each, so that a slow minute falls on all alike. What else
+runs on a machine only ever adds to a cost, so a cost is the mean of the cheapest quarter of its measurements, and a
+ratio or difference is one of two such means. The cheapest one alone would repeat better and leave out what happens now
+and then; a quarter of the rounds has its share of that, as long as each lasts for some of it.
+
+How well an answer repeats is shown beside it: the rounds are dealt out to four groups like cards, each group is asked
+for itself, and the range of the four answers is shown. "The same loop again", a program that is the baseline, tells
+what a difference of nothing looks like: where its range is wide, nothing in the table is known any better.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +34,22 @@ class Program:
     limit: float | None = None
 
 
+N_GROUPS = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Medians over all rounds, with quartiles.
+    """What a program costs, and against the baseline.
 
     Attributes:
         name: The program.
-        cost: Median cost, in the unit of `Program.measure`.
-        ratio: Median of cost over the baseline's.
-        ratio_low: First quartile of the ratio.
-        ratio_high: Third quartile of the ratio.
-        difference: Median of cost minus the baseline's.
+        cost: Mean of the cheapest quarter of all rounds, in the unit of `Program.measure`.
+        ratio: Cost over the baseline's.
+        ratio_low: Smallest ratio of the four groups of rounds.
+        ratio_high: Largest ratio of the four groups.
+        difference: Cost minus the baseline's.
+        difference_low: Smallest difference of the four groups.
+        difference_high: Largest difference of the four groups.
         limit: As in `Program`.
     """
 
@@ -44,6 +59,8 @@ class Comparison:
     ratio_low: float
     ratio_high: float
     difference: float
+    difference_low: float
+    difference_high: float
     limit: float | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -51,24 +68,23 @@ class Comparison:
 
 
 def compare(baseline: Program, programs: Sequence[Program], *, n_rounds: int) -> list[Comparison]:
-    """Measure `programs` in turn, the baseline before and after each, for `n_rounds` rounds after one to warm up.
-
-    A ratio is taken to the mean of the two neighbouring baselines, so that a machine that slows down slows both.
-    """
-    costs: dict[str, list[float]] = {program.name: [] for program in (baseline, *programs)}
+    """Measure `programs` in turn, the baseline after each, for `n_rounds` rounds after one to warm up."""
+    costs: dict[str, list[float]] = {program.name: [] for program in programs}
     neighbours: dict[str, list[float]] = {program.name: [] for program in programs}
     for i_round in range(n_rounds + 1):
-        before = _measure(baseline)
         for program in programs:
-            cost, after = _measure(program), _measure(baseline)
+            cost, beside = _measure(program), _measure(baseline)
             if i_round:
-                costs[baseline.name].append(after)
                 costs[program.name].append(cost)
-                neighbours[program.name].append((before + after) / 2)
-            before = after
-    base = statistics.median(costs[baseline.name])
-    first = Comparison(baseline.name, base, 1.0, 1.0, 1.0, 0.0, None)
+                neighbours[program.name].append(beside)
+    base = cheapest_quarter([cost for beside in neighbours.values() for cost in beside])
+    first = Comparison(baseline.name, base, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, None)
     return [first, *(_summary(program, costs[program.name], neighbours[program.name]) for program in programs)]
+
+
+def cheapest_quarter(costs: Sequence[float]) -> float:
+    """Mean of the cheapest quarter, of one at least."""
+    return statistics.fmean(sorted(costs)[: max(1, len(costs) // 4)])
 
 
 def _measure(program: Program) -> float:
@@ -77,16 +93,22 @@ def _measure(program: Program) -> float:
 
 
 def _summary(program: Program, costs: list[float], neighbours: list[float]) -> Comparison:
-    ratios = [cost / near for cost, near in zip(costs, neighbours, strict=True)]
-    differences = [cost - near for cost, near in zip(costs, neighbours, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    cost, base = cheapest_quarter(costs), cheapest_quarter(neighbours)
+    groups = [
+        (cheapest_quarter(costs[i::N_GROUPS]), cheapest_quarter(neighbours[i::N_GROUPS]))
+        for i in range(min(N_GROUPS, len(costs)))
+    ]
+    ratios = [of_program / of_base for of_program, of_base in groups]
+    differences = [of_program - of_base for of_program, of_base in groups]
     return Comparison(
         name=program.name,
-        cost=statistics.median(costs),
-        ratio=middle,
-        ratio_low=low,
-        ratio_high=high,
-        difference=statistics.median(differences),
+        cost=cost,
+        ratio=cost / base,
+        ratio_low=min(ratios),
+        ratio_high=max(ratios),
+        difference=cost - base,
+        difference_low=min(differences),
+        difference_high=max(differences),
         limit=program.limit,
     )
 

@@ -89,7 +89,7 @@ def build_programs(frameworks: Sequence[str], n_steps: int) -> list[Program]:
     return [Program(name, partial(seconds_per_step, train, n_steps), limit) for name, train, limit in chosen]
 
 
-def run(frameworks: Sequence[str] = FRAMEWORKS, *, n_rounds: int = 15, n_steps: int = 500) -> list[Comparison]:
+def run(frameworks: Sequence[str] = FRAMEWORKS, *, n_rounds: int = 40, n_steps: int = 500) -> list[Comparison]:
     """Compare every program; "the same loop again" shows how far two equal programs differ on this machine."""
     by_hand = partial(seconds_per_step, train_by_hand, n_steps)
     programs = [Program("the same loop again", by_hand), *build_programs(frameworks, n_steps)]
@@ -107,12 +107,12 @@ def report(comparisons: Sequence[Comparison]) -> str:
         ]
         for c in comparisons
     ]
-    return format_table(["a training step", "CPU µs", "ratio", "middle half", "limit"], rows)
+    return format_table(["a training step", "CPU µs", "ratio", "four groups", "limit"], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--steps", type=int, default=500, help="steps measured each time")
     parser.add_argument("--only", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS)
     args = parser.parse_args()
