@@ -598,3 +598,72 @@ def test_overflow_on_one_rank_skips_the_step_on_all() -> None:
     for skipped, stepped, scale in run_ranks(fit_overflowing, 2):
         assert scale == 2.0**59
         assert 0 < largest_difference(skipped, stepped) < 0.02
+
+
+class NormedBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.linear(x))
+
+
+class NormedBlocks(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.head = nn.ModuleList([NormedBlock(), NormedBlock()]), nn.Linear(4, 1)
+        self.seen: list[torch.dtype] = []
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        block = self.blocks[0]
+        block.linear.register_forward_hook(lambda m, *_: self.seen.append(m.weight.dtype))
+        block.norm.register_forward_hook(lambda m, *_: self.seen.append(m.weight.dtype))
+        x = batch[0]
+        for inner in self.blocks:
+            x = inner(x)
+        return mse_loss(self.head(x), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit_normed_blocks() -> list[torch.dtype]:
+    torch.manual_seed(0)
+    net = NormedBlocks()
+    trainer(FSDPStrategy(), precision="bf16-mixed", max_epochs=1, limit_train_batches=1).fit(net, loader(4))
+    return net.seen
+
+
+@pytest.mark.world_size(2)
+def test_batch_norms_stay_in_32_bits_under_mixed_precision() -> None:
+    assert run_ranks(fit_normed_blocks, 2) == [[torch.bfloat16, torch.float32]] * 2
+
+
+class Begun(Net):
+    """Shards one block by itself."""
+
+    def configure_model(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        if not hasattr(self.blocks[0], "reshard"):
+            fully_shard(self.blocks[0], mesh=self.device_mesh)
+
+
+def fit_begun() -> list[Weights]:
+    begun = build_net(Begun)
+    torch.manual_seed(int(os.environ["RANK"]))
+    for parameter in begun.parameters():
+        parameter.data.add_(torch.rand_like(parameter) * float(os.environ["RANK"]))  # rank 0's count
+    for _ in range(2):
+        trainer(FSDPStrategy(), max_epochs=1).fit(begun, loader(4))
+    plain = build_net()
+    for _ in range(2):
+        trainer(FSDPStrategy(), max_epochs=1).fit(plain, loader(4))
+    return [weights_of(begun), weights_of(plain)]
+
+
+@pytest.mark.world_size(2)
+def test_what_configure_model_leaves_whole_is_sharded_with_the_rest() -> None:
+    for begun, plain in run_ranks(fit_begun, 2):
+        assert largest_difference(begun, plain) == 0

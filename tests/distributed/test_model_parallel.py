@@ -210,7 +210,7 @@ def fit_wrongly() -> list[str]:
 def test_what_cannot_work_is_refused() -> None:
     expected = [
         "TypeError: Net has no configure_model, which is where",
-        "MisconfigurationException: With data_parallel_size=2, nothing averages the gradients of body.second.weight, body",
+        "MisconfigurationException: With data_parallel_size=2, nothing averages the gradients of body.second.weight",
         "MisconfigurationException: training_step returned None, and ModelParallelStrategy",
         "MisconfigurationException: precision='16-mixed' needs CUDA",
         "ValueError: A mesh of 3 (data_parallel) × 2 (tensor_parallel) takes 6 processes, and there are 2.",

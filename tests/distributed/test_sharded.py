@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fulgur import LightningModule, Trainer
 from fulgur.callbacks import ModelCheckpoint
+from fulgur.checkpoint.io import AsyncCheckpointIO
 from fulgur.checkpoint.load import load_checkpoint
 from fulgur.checkpoint.newest import find_newest
 from fulgur.checkpoint.sharded import INDEX_FILE, META_FILE, SHARDS_KEY, is_sharded
@@ -312,6 +313,44 @@ def test_failure_of_one_rank_is_told_on_all_and_harms_nothing(tmp_path: Path) ->
         assert "could not be written: rank 1: OSError: [Errno 28] No space left on device" in message
     assert verify_checkpoint(path).kind == "good"
     assert os.listdir(tmp_path) == ["a.ckpt"]
+
+
+def save_in_background_where_one_rank_fails(path: str) -> str:
+    run = trainer("sharded", max_steps=1)
+    run.fit(build(), loader())
+    writer = AsyncCheckpointIO()
+    run.save_checkpoint(path, checkpoint_io=writer)
+    writer.wait()
+    if run.global_rank == 1:
+        import torch.distributed.checkpoint.filesystem as filesystem
+
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        filesystem._write_item = fail  # type: ignore[assignment]
+    run.save_checkpoint(path, checkpoint_io=writer)
+    try:
+        run.save_checkpoint(path, checkpoint_io=writer)
+    except CheckpointError as error:
+        return str(error)
+    finally:
+        writer.release()
+    return "nothing went wrong"
+
+
+@pytest.mark.world_size(2)
+def test_failure_in_the_background_is_told_at_the_next_save(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.ckpt")
+    for message in run_ranks(save_in_background_where_one_rank_fails, 2, path):
+        assert "could not be written: rank 1: OSError: [Errno 28] No space left on device" in message
+    assert verify_checkpoint(path).kind == "good"
+    assert os.listdir(tmp_path) == ["a.ckpt"]
+
+
+def test_module_is_made_from_shards(checkpoints: str) -> None:
+    module = Net.load_from_checkpoint(f"{checkpoints}/hybrid.ckpt")
+    expected = load_checkpoint(f"{checkpoints}/hybrid.ckpt")["state_dict"]
+    assert all(torch.equal(value, expected[name].to(value.dtype)) for name, value in module.state_dict().items())
 
 
 def save_until_killed(path: str, place: str) -> None:

@@ -146,12 +146,10 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
 
     def setup_module(self, module: Any) -> nn.Module:
         """Shard `module`, which has the same weights on all ranks from here on. All ranks must reach this."""
-        from torch.distributed.fsdp import FSDPModule
-
         if module is not self.lightning_module:
             self._zero_pass = None
         self.lightning_module = self.model = module
-        if any(isinstance(inner, FSDPModule) for inner in module.modules()):
+        if is_sharded_whole(module) or _are_parts(module):
             return self.model  # by an earlier call, or by the user in configure_model
         share_initial_state(module, self.root_device)
         if self.sync_batchnorm:
@@ -173,12 +171,16 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
 
         policy = self._policy()
         arguments = self._arguments(module)
-        units = find_units(module, self.auto_wrap_policy)
-        for unit in units:
-            fully_shard(unit, mp_policy=policy, **arguments)
-        if policy.param_dtype is not None and self.mixed_precision is None:
-            for norm in _with_running_statistics(module, units):
+        is_begun = any(
+            is_sharded_whole(inner) for inner in module.modules()
+        )  # by configure_model: the rest is one unit
+        if policy.param_dtype is not None and self.mixed_precision is None and not is_begun:
+            for norm in _with_running_statistics(module):
                 fully_shard(norm, mp_policy=type(policy)(), **arguments)  # statistics of 16 bits are of no use
+        units = find_units(module, self.auto_wrap_policy) if not is_begun else []
+        for unit in units:
+            if not is_sharded_whole(unit):
+                fully_shard(unit, mp_policy=policy, **arguments)
         if module.automatic_optimization:
             # A batch is no input of a layer: autocast brings inputs and weights together, labels stay as they are.
             own = policy if self.mixed_precision is not None else replace(policy, cast_forward_inputs=False)
@@ -188,7 +190,7 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
             return
         self._check_manual(module)
         for child in callable_children(module):
-            if child not in units:
+            if not is_sharded_whole(child):
                 fully_shard(child, mp_policy=policy, **arguments)
 
     def _policy(self) -> MixedPrecisionPolicy:
@@ -267,12 +269,18 @@ def _is_unit_of(inner: nn.Module, module: nn.Module) -> bool:
     return inner is not module and is_sharded_whole(inner)
 
 
-def _with_running_statistics(module: nn.Module, units: list[nn.Module]) -> list[nn.Module]:
+def _are_parts(module: nn.Module) -> bool:
+    """Whether there are parameters, and none of them is whole."""
+    from torch.distributed.tensor import DTensor
+
+    parameters = list(module.parameters())
+    return bool(parameters) and all(isinstance(parameter, DTensor) for parameter in parameters)
+
+
+def _with_running_statistics(module: nn.Module) -> list[nn.Module]:
     """Batch norms, and whatever else keeps a running mean, with parameters."""
     return [
         inner
         for inner in module.modules()
-        if getattr(inner, "running_mean", None) is not None
-        and next(inner.parameters(recurse=False), None) is not None
-        and inner not in units
+        if getattr(inner, "running_mean", None) is not None and next(inner.parameters(recurse=False), None) is not None
     ]
