@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 from fulgur import LightningModule, Trainer
 from fulgur.precision.full import FullPrecision
+from fulgur.strategies.ddp import DDPStrategy
+from fulgur.strategies.device_votes import DeviceVotes
+from fulgur.strategies.votes import Votes
 from fulgur.testing import run_ranks
 
 QUIET: dict[str, Any] = {
@@ -113,17 +116,29 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def run_cases(n_ranks: int) -> dict[str, Any]:
+class OnDevice(DDPStrategy):
+    """Counts as on an accelerator, where the device looks at what the others have told."""
+
+    def build_votes(self, agreement: Any) -> Votes | None:
+        usual = super().build_votes(agreement)
+        assert self._ddp is not None
+        assert usual is not None
+        store, device = self.open_store("votes"), self.root_device
+        return DeviceVotes(agreement, store, take_zero_loss=self._ddp.take_zero_loss, device=device)
+
+
+def run_cases(n_ranks: int, on_device: bool) -> dict[str, Any]:
+    more = {"strategy": OnDevice()} if on_device else {}
     return {
-        f"{skipped}, {options}": trained(Net(SKIPPED[skipped], n_ranks), **OPTIONS[options])
+        f"{skipped}, {options}": trained(Net(SKIPPED[skipped], n_ranks), **OPTIONS[options], **more)
         for skipped in SKIPPED
         for options in OPTIONS
     }
 
 
-@pytest.fixture(scope="module")
-def on_two() -> list[dict[str, Any]]:
-    return run_ranks(run_cases, 2, 2, timeout_s=150)
+@pytest.fixture(scope="module", params=[False, True], ids=["host", "device"])
+def on_two(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    return run_ranks(run_cases, 2, 2, request.param, timeout_s=150)
 
 
 @pytest.mark.world_size(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
@@ -41,6 +42,12 @@ def clip_gradients(optimizer: Optimizer, clip_val: float, algorithm: str = "norm
 
 def scale_gradients(optimizer: Optimizer, factor: float) -> None:
     """Multiply the gradients of an optimizer's parameters in place, in one kernel."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    gradients = gradients_of(optimizer)
     if gradients:
-        torch._foreach_mul_(gradients if are_plain(gradients) else local_parts(gradients), factor)
+        torch._foreach_mul_(gradients, factor)
+
+
+def gradients_of(optimizer: Optimizer) -> list[Tensor]:
+    """Gradients of an optimizer's parameters, where there are any; of what is spread over ranks, this one's part."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return gradients if are_plain(gradients) else local_parts(gradients)

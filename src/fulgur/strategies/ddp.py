@@ -15,7 +15,7 @@ from fulgur.errors import MisconfigurationException
 from fulgur.strategies.batch_norm import Replaced, restore_batch_norms, share_batch_norms
 from fulgur.strategies.parallel import ParallelStrategy, broadcast_module
 from fulgur.strategies.single_device import move_to_host
-from fulgur.strategies.votes import Votes, zero_of
+from fulgur.strategies.votes import Votes, open_votes, zero_of
 
 if TYPE_CHECKING:
     from fulgur.agreement import Agreement
@@ -152,7 +152,7 @@ class DDPStrategy(ParallelStrategy):
     def build_votes(self, agreement: Agreement) -> Votes | None:
         if self._ddp is None or self._ddp.is_manual:
             return None
-        return Votes(agreement, self.open_store("votes"), take_zero_loss=self._ddp.take_zero_loss)
+        return open_votes(self, agreement, self._ddp.take_zero_loss)
 
     def teardown(self) -> None:
         """Take the wrapper off; move module and optimizer state to the host, so that the device's memory is free."""

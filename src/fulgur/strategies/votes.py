@@ -2,7 +2,8 @@
 
 A rank without a loss, whose ``training_step`` returned None, takes part in the reduction with zeros. Before it does, it
 tells the others, whose threads hear it (`Agreement`): as the reduction waits for this rank, they know when it is over.
-So ranks that all have a loss, which is every step but a few, exchange nothing and look at one number.
+So ranks that all have a loss, which is every step but a few, exchange nothing and look at one number. On accelerators,
+whose hosts run ahead, `DeviceVotes` has the devices look.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fulgur.agreement import Agreement
+    from fulgur.strategies.strategy import Strategy
 
 _NOBODY = 1e-6
 
@@ -24,10 +26,12 @@ class Window(Protocol):
     """The batches between two steps of an optimizer.
 
     Attributes:
+        optimizer: Whose gradients they make.
         n_batches: How many there were on this rank, those without a loss too.
         missing: Weight of those without a loss.
     """
 
+    optimizer: Any
     n_batches: int
     missing: float
 
@@ -100,11 +104,21 @@ class Votes:
         self.number += 1
         if window.missing:
             self._store.set(f"{self.number}/{self._agreement.rank}", repr(window.missing))
-            self._agreement.tell_others("vote", self.number)
-            self._hear(self.number)
+            self._agreement.tell_others("vote", (self.number, self._agreement.rank, window.missing))
+            self._hear((self.number, self._agreement.rank, window.missing))
 
-    def _hear(self, number: int) -> None:
-        self.asked = max(self.asked, number)  # one that is a step ahead may tell before this one has settled its own
+    def _hear(self, told: tuple[int, int, float]) -> None:
+        self.asked = max(self.asked, told[0])  # one that is a step ahead may tell before this one has settled its own
+
+
+def open_votes(strategy: Strategy, agreement: Agreement, take_zero_loss: Callable[[], Tensor | None]) -> Votes:
+    """The votes for gradients on the strategy's device. All ranks must reach this."""
+    store = strategy.open_store("votes")
+    if strategy.root_device.type == "cpu":
+        return Votes(agreement, store, take_zero_loss=take_zero_loss)
+    from fulgur.strategies.device_votes import DeviceVotes
+
+    return DeviceVotes(agreement, store, take_zero_loss=take_zero_loss, device=strategy.root_device)
 
 
 def zero_of(tensors: list[Tensor]) -> Tensor:
