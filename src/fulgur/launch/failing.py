@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import traceback
 from contextlib import suppress
 from typing import Any
 
+from fulgur.launch.last_words import write_last_words
+
 _PATIENCE_S = 6.0
 """How long the hooks that follow an exception may take while other ranks still run."""
+
+
+_ASKED = (signal.SIGABRT, signal.SIGINT, signal.SIGTERM)
+
+
+def comes_first(exitcode: int | None) -> bool:
+    """Whether a process that ended so did it by itself: the others see its end before its starter has noticed it.
+
+    By a signal, that is; except those that ask a process to end, and the one by which NCCL ends a rank that has lost
+    another.
+    """
+    return exitcode is not None and exitcode < 0 and -exitcode not in _ASKED
 
 
 def have_all_failed(error: BaseException, store: Any, world_size: int) -> bool:
@@ -61,4 +76,5 @@ class FailureWatch:
             sys.stdout.flush()
         text = "".join(traceback.format_exception(type(self.error), self.error, self.error.__traceback__))
         os.write(2, text.encode(errors="replace"))
+        write_last_words(self.error)
         os._exit(1)

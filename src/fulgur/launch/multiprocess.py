@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 
 from fulgur.errors import MisconfigurationException, RankFailedError, SIGTERMException
 from fulgur.launch.environments.environment import ClusterEnvironment
+from fulgur.launch.failing import comes_first
 from fulgur.launch.family import Layout
 from fulgur.launch.launcher import Launcher
 from fulgur.launch.meeting import open_store, rank_variables
@@ -192,6 +194,7 @@ class _Rank:
             at = time.monotonic()
             self.process.join(5.0)
             code = self.process.exitcode
+            at = -math.inf if comes_first(code) else at
             is_signal = code is not None and code < 0
             how = f"was ended by {signal.Signals(-code).name}" if is_signal else f"ended with exit code {code}"
             self.answer = RankFailure(at, None, f"it {how}.")

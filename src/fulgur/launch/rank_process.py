@@ -38,6 +38,13 @@ class Work:
     variables: dict[str, str]
     is_forked: bool
 
+    def __getstate__(self) -> bytes:
+        """A copy of everything: multiprocessing would have tensors share their memory, and ranks train them at once."""
+        return pickle.dumps(self.__dict__, protocol=pickle.HIGHEST_PROTOCOL)
+
+    def __setstate__(self, state: bytes) -> None:
+        self.__dict__.update(pickle.loads(state))
+
 
 @dataclass(frozen=True)
 class RankFailure:
