@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from fulgur.callbacks.rich_model_summary import RichModelSummary as RichModelSummary
     from fulgur.callbacks.timer import Timer as Timer
     from fulgur.callbacks.tqdm_progress import TQDMProgressBar as TQDMProgressBar
+    from fulgur.callbacks.weight_averaging import EMAWeightAveraging as EMAWeightAveraging
+    from fulgur.callbacks.weight_averaging import WeightAveraging as WeightAveraging
     from fulgur.hooks import Callback as Callback
 
 __all__ = [
     "BasePredictionWriter",
     "Callback",
     "Checkpoint",
+    "EMAWeightAveraging",
     "EarlyStopping",
     "EarlyStoppingReason",
     "GradientAccumulationScheduler",
@@ -42,12 +45,14 @@ __all__ = [
     "RichProgressBar",
     "TQDMProgressBar",
     "Timer",
+    "WeightAveraging",
 ]
 
 _HOMES = {
     "BasePredictionWriter": "fulgur.callbacks.prediction_writer",
     "Callback": "fulgur.hooks",
     "Checkpoint": "fulgur.callbacks.checkpoint",
+    "EMAWeightAveraging": "fulgur.callbacks.weight_averaging",
     "EarlyStopping": "fulgur.callbacks.early_stopping",
     "EarlyStoppingReason": "fulgur.callbacks.early_stopping",
     "GradientAccumulationScheduler": "fulgur.callbacks.gradient_accumulation_scheduler",
@@ -61,6 +66,7 @@ _HOMES = {
     "RichProgressBar": "fulgur.callbacks.progress",
     "TQDMProgressBar": "fulgur.callbacks.tqdm_progress",
     "Timer": "fulgur.callbacks.timer",
+    "WeightAveraging": "fulgur.callbacks.weight_averaging",
 }
 
 

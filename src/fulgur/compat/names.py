@@ -162,7 +162,8 @@ _PYTORCH: dict[str, dict[str, str]] = {
         "fulgur.hooks": "Callback",
         "fulgur.callbacks": "BasePredictionWriter Checkpoint EarlyStopping GradientAccumulationScheduler "
         "LambdaCallback LearningRateMonitor ModelCheckpoint ModelSummary OnExceptionCheckpoint ProgressBar "
-        "RichModelSummary RichProgressBar TQDMProgressBar Timer ProgressBarBase=ProgressBar",
+        "RichModelSummary RichProgressBar TQDMProgressBar Timer ProgressBarBase=ProgressBar EMAWeightAveraging "
+        "WeightAveraging",
     },
     "callbacks.base": _CALLBACK,
     "callbacks.callback": _CALLBACK,
@@ -184,6 +185,7 @@ _PYTORCH: dict[str, dict[str, str]] = {
     "callbacks.progress.tqdm_progress": _TQDM_BAR,
     "callbacks.rich_model_summary": {"fulgur.callbacks.rich_model_summary": "RichModelSummary"},
     "callbacks.timer": {"fulgur.callbacks.timer": "Interval Timer"},
+    "callbacks.weight_averaging": {"fulgur.callbacks.weight_averaging": "EMAWeightAveraging WeightAveraging"},
     "core": {**_MODULE, **_DATAMODULE},
     "core.datamodule": _DATAMODULE,
     "core.decorators": {f"{_S}.gone": "auto_move_data"},
