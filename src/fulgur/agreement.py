@@ -69,6 +69,7 @@ class Agreement:
         self._n_points = self._n_told = 0
         self._granted: set[str] = set()
         self._displaced: list[Callable[[], None]] = []
+        self._asking: Any = None
         self._thread: threading.Thread | None = None
 
     # ------------------------------------------------------------------------------------------------ its lifetime
@@ -76,6 +77,7 @@ class Agreement:
     def start(self) -> None:
         """Listen to the other ranks. All ranks must do it."""
         store = self._store.clone()  # with a connection of its own: this one waits
+        self._asking = self._store.clone()
         self._thread = threading.Thread(target=self._listen, args=(store,), name="fulgur-agreement", daemon=True)
         self._thread.start()
 
@@ -102,6 +104,20 @@ class Agreement:
                 self._send(self._store, self.rank, ("end", None, None))
                 self._thread.join(timeout=5.0)
         return left
+
+    def find_silent(self, patience_s: float) -> list[int]:
+        """Ranks that give no sign of life for so many seconds. For a thread: the main one may be waiting for them."""
+        with suppress(RuntimeError):
+            with self._lock:
+                if self._posted is None:
+                    self._post(self._asking)
+                keys = [f"post/{self._round}/{rank}" for rank in range(self.world_size)]
+            try:
+                self._asking.wait(keys, timedelta(seconds=patience_s))
+            except RuntimeError:
+                return [rank for rank, key in enumerate(keys) if not self._asking.check([key])]
+            return []
+        return [rank for rank in range(self.world_size) if rank != self.rank]  # not even the store is there
 
     # ---------------------------------------------------------------------------------------------------- wishes
 

@@ -13,6 +13,7 @@ from fulgur.datamodule import LightningDataModule
 from fulgur.errors import LayoutError
 from fulgur.launch.failing import FailureWatch
 from fulgur.launch.family import Layout, find_own_layout
+from fulgur.launch.last_words import leave_last_words
 from fulgur.launch.meeting import variables_set
 from fulgur.launch.ports import find_free_port
 from fulgur.module import LightningModule
@@ -57,6 +58,7 @@ def _remember(trainer: Trainer, call: Call) -> None:
 def on_this_rank(trainer: Trainer, function: Callable[..., Any], call: Call, **kwargs: Any) -> Any:
     """Join the other ranks, and do ``function(trainer, call, **kwargs)``."""
     strategy = trainer.strategy
+    leave_last_words()
     _leave_other_group(trainer)
     with variables_set(_alone_variables(trainer)):
         strategy.set_up_environment()  # all ranks must reach this

@@ -16,6 +16,7 @@ from fulgur.checkpoint.io import AsyncCheckpointIO
 from fulgur.checkpoint.location import canonical, is_inside, join, list_files
 from fulgur.errors import CheckpointError
 from fulgur.interrupt import InterruptHandler
+from fulgur.launch.deserted import DesertedWatch
 from fulgur.loops.resume import find_metric_objects
 from fulgur.rank import rank_zero_info, rank_zero_warn
 from fulgur.rng import restore_rng, snapshot_rng
@@ -46,10 +47,11 @@ def watch_signals(trainer: Trainer, *loops: Any) -> Iterator[None]:
             yield
             return
         _connect_agreement(trainer, agreement)
-        try:
-            yield
-        finally:
-            _disconnect_agreement(trainer, agreement)
+        with DesertedWatch(trainer.global_rank, agreement.find_silent):
+            try:
+                yield
+            finally:
+                _disconnect_agreement(trainer, agreement)
 
 
 def _build_agreement(trainer: Trainer, loops: Sequence[Any]) -> Agreement:

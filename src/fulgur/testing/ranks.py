@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import signal
@@ -16,6 +17,7 @@ from multiprocessing import connection, forkserver, get_context
 from pathlib import Path
 from typing import Any
 
+from fulgur.launch.failing import comes_first
 from fulgur.testing.rank_process import Failure, Task, run_task
 
 _PRELOADED = (
@@ -196,6 +198,7 @@ class _World:
         at, process = time.monotonic(), self.processes[rank]
         process.join(timeout=5.0)
         code = process.exitcode
+        at = -math.inf if comes_first(code) else at
         how = f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"
         return Failure(at, None, f"rank {rank} {how} before it returned.")
 
