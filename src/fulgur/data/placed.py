@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import (
@@ -17,8 +17,10 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from fulgur.data.seeded import PlacedIndices
 from fulgur.data.shard import Shard, count_own, count_steps, take_share, take_whole
+
+if TYPE_CHECKING:
+    from fulgur.data.seeded import PlacedIndices
 
 _END = object()
 _WHOLE = Shard()
@@ -59,6 +61,10 @@ class PlacedBatches:
         self.lend: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.shares: deque[tuple[int, ...]] = deque()
         self.recorded: list[list[Any]] | None = None
+        if is_tagged:
+            from fulgur.data.seeded import PlacedIndices
+
+            self._indices = PlacedIndices
         self._head: tuple[Iterator[Any], Any, int] | None = None
         self._is_primed = False
 
@@ -147,7 +153,7 @@ class PlacedBatches:
         return type(self.batches) is BatchSampler and len(batch) < self.batches.batch_size
 
     def _placed(self, indices: Any, place: int) -> PlacedIndices:
-        return PlacedIndices(indices if self.is_batched else [indices], self.key, place, self.is_batched)
+        return self._indices(indices if self.is_batched else [indices], self.key, place, self.is_batched)
 
     def _advanced(self) -> tuple[Iterator[Any], Any, int]:
         """The sampler's iterator at the position, its next item, and the place of that."""

@@ -27,7 +27,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from fulgur.data.generators import find_generators, get_generator, set_generator
 from fulgur.data.loaders import replaced
 from fulgur.data.placed import PlacedBatches, draws_at_once, draws_never
-from fulgur.data.seeded import PlacedDataset, draws_nothing
 from fulgur.data.shard import Shard, count_own, count_steps
 from fulgur.data.workers import begin_pass
 from fulgur.rank import rank_zero_info
@@ -333,8 +332,13 @@ def _copied_with_batches(
     """A copy of `loader` with `PlacedBatches` in the place of its batch sampler, or of its sampler."""
     # In the main process of a run on one rank samples draw from the run's own generators.
     is_lent = shard.size > 1 and loader.num_workers == 0
-    is_tagged = is_training and not draws_nothing(loader.dataset) if is_lent else is_training and loader.num_workers > 0
-    dataset = PlacedDataset(loader.dataset, is_lent) if is_tagged else loader.dataset
+    dataset: Any = loader.dataset
+    is_tagged = False
+    if is_training and (is_lent or loader.num_workers > 0):
+        from fulgur.data.seeded import PlacedDataset, draws_nothing
+
+        is_tagged = not (is_lent and draws_nothing(dataset))
+        dataset = PlacedDataset(dataset, is_lent) if is_tagged else dataset
     is_batched = loader.batch_sampler is not None
     batches = PlacedBatches(
         loader.batch_sampler if is_batched else loader.sampler,
