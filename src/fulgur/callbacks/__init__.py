@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fulgur.callbacks.progress import ProgressBar as ProgressBar
     from fulgur.callbacks.progress import RichProgressBar as RichProgressBar
     from fulgur.callbacks.rich_model_summary import RichModelSummary as RichModelSummary
+    from fulgur.callbacks.stochastic_weight_avg import StochasticWeightAveraging as StochasticWeightAveraging
     from fulgur.callbacks.timer import Timer as Timer
     from fulgur.callbacks.tqdm_progress import TQDMProgressBar as TQDMProgressBar
     from fulgur.callbacks.weight_averaging import EMAWeightAveraging as EMAWeightAveraging
@@ -43,6 +44,7 @@ __all__ = [
     "ProgressBar",
     "RichModelSummary",
     "RichProgressBar",
+    "StochasticWeightAveraging",
     "TQDMProgressBar",
     "Timer",
     "WeightAveraging",
@@ -64,6 +66,7 @@ _HOMES = {
     "ProgressBar": "fulgur.callbacks.progress",
     "RichModelSummary": "fulgur.callbacks.rich_model_summary",
     "RichProgressBar": "fulgur.callbacks.progress",
+    "StochasticWeightAveraging": "fulgur.callbacks.stochastic_weight_avg",
     "TQDMProgressBar": "fulgur.callbacks.tqdm_progress",
     "Timer": "fulgur.callbacks.timer",
     "WeightAveraging": "fulgur.callbacks.weight_averaging",

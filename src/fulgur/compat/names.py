@@ -163,7 +163,7 @@ _PYTORCH: dict[str, dict[str, str]] = {
         "fulgur.callbacks": "BasePredictionWriter Checkpoint EarlyStopping GradientAccumulationScheduler "
         "LambdaCallback LearningRateMonitor ModelCheckpoint ModelSummary OnExceptionCheckpoint ProgressBar "
         "RichModelSummary RichProgressBar TQDMProgressBar Timer ProgressBarBase=ProgressBar EMAWeightAveraging "
-        "WeightAveraging",
+        "StochasticWeightAveraging WeightAveraging",
     },
     "callbacks.base": _CALLBACK,
     "callbacks.callback": _CALLBACK,
@@ -184,6 +184,7 @@ _PYTORCH: dict[str, dict[str, str]] = {
     "callbacks.progress.rich_progress": _RICH_BAR,
     "callbacks.progress.tqdm_progress": _TQDM_BAR,
     "callbacks.rich_model_summary": {"fulgur.callbacks.rich_model_summary": "RichModelSummary"},
+    "callbacks.stochastic_weight_avg": {"fulgur.callbacks.stochastic_weight_avg": "StochasticWeightAveraging"},
     "callbacks.timer": {"fulgur.callbacks.timer": "Interval Timer"},
     "callbacks.weight_averaging": {"fulgur.callbacks.weight_averaging": "EMAWeightAveraging WeightAveraging"},
     "core": {**_MODULE, **_DATAMODULE},
