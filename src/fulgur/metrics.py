@@ -414,10 +414,12 @@ def to_host(values: list[Any]) -> list[float]:
         if len(indices) == 1:
             result[indices[0]] = float(values[indices[0]].reshape(()).tolist())  # waits for the device
             continue
-        wide = torch.float32 if device.type == "mps" else torch.float64
-        stacked = torch.stack([values[i].detach().reshape(()).to(wide) for i in indices])
-        for index, number in zip(indices, stacked.tolist(), strict=True):  # waits for the device
-            result[index] = number
+        tensors = [values[i].detach() for i in indices]
+        if any(tensor.ndim or tensor.dtype is not tensors[0].dtype for tensor in tensors):
+            wide = torch.float32 if device.type == "mps" else torch.float64
+            tensors = [tensor.reshape(()).to(wide) for tensor in tensors]
+        for index, number in zip(indices, torch.stack(tensors).tolist(), strict=True):  # waits for the device
+            result[index] = float(number)
     return result
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["PlainProgressBar", "ProgressBar", "RichProgressBar", "RichProgressBarTheme", "TimedProgressBar"]
 
 # Drawing takes at most this share of the time, however slow the terminal is.
-_DRAWING_SHARE = 0.02
+_DRAWING_SHARE = 0.01
 
 
 class ProgressBar(Callback):
@@ -404,7 +404,7 @@ class RichProgressBar(TimedProgressBar):
     """A bar drawn with rich on a terminal; plain lines where the output is a file or a pipe.
 
     Args:
-        refresh_rate: Redraws a second, at most; more than 8 are as 8, and drawing never takes more than 2 % of the
+        refresh_rate: Redraws a second, at most; more than 8 are as 8, and drawing never takes more than 1 % of the
             time. 0 shows nothing.
         leave: Leave the bar of each epoch on the screen.
         theme: Styles and the form of metrics.
