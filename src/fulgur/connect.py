@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -77,7 +77,8 @@ def connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> Non
     loop.write_metrics = partial(_write_metrics, trainer, epoch=lambda: trainer.current_epoch)
     loop.recollect = partial(_recollect, trainer, list(trainer.callbacks))
     loop.load_epoch = partial(_load_epoch, trainer, call)
-    loop.before_epochs = loop.validate = loop.kept_epoch = loop.kept_sums = None
+    loop.before_epochs = loop.validate = loop.kept_epoch = loop.kept_sums = loop.resumed_accumulate = None
+    trainer._val_loop.resumed_generators = None
     loop.last_validation = time.monotonic()
     writer = trainer.strategy.checkpoint_io
     if isinstance(writer, AsyncCheckpointIO):
@@ -168,7 +169,7 @@ def load_training(trainer: Trainer, call: Call) -> None:
     if loop.fetch.weigh is not None:
         loop.fetch.uncounted = uncounted(trainer.metrics, "train")
     for joined in feed.joined:
-        joined.window = lambda: limits.accumulate
+        joined.window = lambda: loop.accumulate
     loop.val_every = _validation_interval(limits, feed)
     if loop.validate is None and can_validate(trainer, call):
         loop.validate = partial(_validate_in_fit, trainer, call)
@@ -178,9 +179,29 @@ def load_first_validation(trainer: Trainer, call: Call) -> None:
     """Ask for the validation loader before training starts, if the first epoch will need it."""
     every, epoch = trainer.check_val_every_n_epoch, trainer.current_epoch
     is_due = every is None or (epoch + 1) % every == 0
-    if trainer.fit_loop.validate is not None and is_due and "val" not in trainer._feeds:
+    if trainer.fit_loop.validate is not None and is_due and "val" not in trainer._feeds and not _is_stale(trainer):
         load_evaluation(trainer, call, "val", trainer._val_loop)
-        trainer._loaded_at["val"] = epoch
+        trainer._loaded_at.setdefault("val", epoch)
+
+
+def _is_stale(trainer: Trainer) -> bool:
+    """Whether the loaders of validation, loaded in an earlier epoch, are to come anew with the next one."""
+    every, epoch = trainer.reload_dataloaders_every_n_epochs, trainer.current_epoch
+    return bool(every) and epoch - trainer._loaded_at.get("val", epoch) >= every
+
+
+def resume_loading(trainer: Trainer, running: Mapping[str, Any]) -> None:
+    """New loaders come at the epochs at which they would have come; those of validation draw as they would have."""
+    trainer._loaded_at.update(running.get("loaded_at", {}))
+    trainer._val_loop.resumed_generators = running.get("val_generators")
+
+
+def resume_generators(trainer: Trainer) -> None:
+    """Give the loaders of validation the states of their generators, as soon as they are there."""
+    loop = trainer._val_loop
+    if loop.resumed_generators is not None and "val" in trainer._feeds:
+        trainer._feeds["val"].set_generators(loop.resumed_generators)
+        loop.resumed_generators = None
 
 
 def _validation_interval(limits: Any, feed: Feed) -> float:
@@ -207,8 +228,8 @@ def _validation_interval(limits: Any, feed: Feed) -> float:
 
 def _load_epoch(trainer: Trainer, call: Call, epoch: int) -> None:
     """Before an epoch: new loaders if they are due, and the epoch for samplers that want it."""
-    every = trainer.reload_dataloaders_every_n_epochs
-    if every and epoch - trainer._loaded_at["train"] >= every:
+    every, is_resumed_midway = trainer.reload_dataloaders_every_n_epochs, trainer.fit_loop.progress.batch > 0
+    if every and epoch - trainer._loaded_at["train"] >= every and not is_resumed_midway:
         del trainer._feeds["train"]
         load_training(trainer, call)
     trainer._feeds["train"].set_epoch(epoch)
@@ -218,13 +239,17 @@ def _validate_in_fit(trainer: Trainer, call: Call) -> None:
     """One validation between two training batches."""
     fit_loop, loop, module = trainer.fit_loop, trainer._val_loop, trainer.lightning_module
     fit_loop.recollect()
-    every, loaded_at = trainer.reload_dataloaders_every_n_epochs, trainer._loaded_at
+    is_first, is_stale = "val" not in trainer._loaded_at, _is_stale(trainer)
     previous, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
     if not _holds_gradients(fit_loop, module):
         module.on_validation_model_zero_grad()
-    if "val" not in trainer._feeds or (every and trainer.current_epoch - loaded_at.get("val", -math.inf) >= every):
+    if "val" not in trainer._feeds or is_stale or (is_first and trainer.reload_dataloaders_every_n_epochs):
         load_evaluation(trainer, call, "val", loop)
-        loaded_at["val"] = trainer.current_epoch
+        if is_stale:
+            loop.resumed_generators = None  # of the loaders before these
+        resume_generators(trainer)
+    if is_first or is_stale:
+        trainer._loaded_at["val"] = trainer.current_epoch
     loop.feed.set_epoch(trainer.current_epoch)
     if not loop.feed.is_empty:
         saves = bool(trainer.checkpoint_callbacks) or slurm.is_managed()

@@ -6,6 +6,7 @@ Reading order: `find_own_checkpoint` -> `_directories` (of one version of the ru
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,10 @@ from fulgur.checkpoint.newest import find_newest
 from fulgur.checkpoint.sharded import META_FILE, is_sharded
 from fulgur.checkpoint.verify import verify_checkpoint
 from fulgur.checkpoint.write import checkpoint_exists
-from fulgur.rank import rank_zero_info
+from fulgur.errors import PossibleUserWarning
+from fulgur.loops.schedule import past_its_end
+from fulgur.rank import rank_zero_info, rank_zero_warn
+from fulgur.sources import estimate_steps
 
 if TYPE_CHECKING:
     from fulgur.trainer import Trainer
@@ -59,6 +63,33 @@ def resume_loggers(trainer: Trainer, path: str, version: Version | None, *, weig
     for logger, position in zip(trainer.loggers, positions, strict=False):
         if position and position.get("name", logger.name) == logger.name:
             logger.resume_at(position, step)
+
+
+def say_complete(trainer: Trainer) -> None:
+    """A resumed run has nothing left to do: say so, and what would let it go on."""
+    limits = trainer.fit_loop.limits
+    if trainer.global_step >= limits.max_steps:
+        way = f"Raise max_steps={trainer.max_steps} to train on."
+    elif trainer.should_stop:
+        way = "It had stopped by itself; pass the path in the place of 'auto' to train on."
+    elif limits.max_epochs not in (None, -1) and trainer.current_epoch >= limits.max_epochs:
+        way = f"Raise max_epochs={limits.max_epochs} to train on."
+    else:
+        return
+    rank_zero_info(
+        f"The run of {trainer.ckpt_path} is complete, after {trainer.current_epoch} epochs and {trainer.global_step} "
+        f"steps: nothing is left to do. {way}"
+    )
+
+
+def warn_of_short_schedules(trainer: Trainer) -> None:
+    """Say before training, not days later, that it is longer than what a schedule was made for."""
+    for config in trainer.lr_scheduler_configs:
+        total = getattr(config.scheduler, "total_steps", None)
+        if config.interval != "step" or not isinstance(total, int):
+            continue
+        if total * config.frequency < estimate_steps(trainer) < math.inf:
+            rank_zero_warn(f"The run will end with an error: {past_its_end(config.scheduler)}", PossibleUserWarning)
 
 
 def positions_of(loggers: Iterable[Any]) -> list[Mapping[str, Any]]:

@@ -19,7 +19,7 @@ from fulgur.interrupt import InterruptHandler
 from fulgur.launch.deserted import DesertedWatch
 from fulgur.loops.resume import find_metric_objects
 from fulgur.rank import rank_zero_info, rank_zero_warn
-from fulgur.rng import restore_rng, snapshot_rng
+from fulgur.rng import plain_rng, restore_rng, snapshot_rng
 from fulgur.states import RunningStage, TrainerFn
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ class BeforeValidation:
     seen: list[int]
     fresh_metrics: list[Any]
     positions: list[Any]
+    generators: list[list[Any]]
 
     @classmethod
     def take(cls, trainer: Trainer) -> BeforeValidation:
@@ -131,10 +132,18 @@ class BeforeValidation:
             seen=list(trainer._val_loop.seen),
             fresh_metrics=[metric for metric in metrics if not metric._update_count],
             positions=[logger.position() for logger in trainer.loggers],
+            generators=trainer._feeds["val"].generators(),
         )
+
+    def put_into(self, own: dict[str, Any]) -> None:
+        """Let a checkpoint that is saved within the validation hold this."""
+        own["rng"], own["seen"] = plain_rng(self.rng), list(self.seen)
+        if "running" in own:
+            own["running"]["val_generators"] = self.generators
 
     def restore(self, trainer: Trainer) -> None:
         restore_rng(self.rng)
+        trainer._feeds["val"].set_generators(self.generators)
         trainer._val_loop.seen[:] = self.seen
         for metric in self.fresh_metrics:
             metric.reset()

@@ -1,7 +1,7 @@
 """One run, from entry to exit, in order: what `Trainer.fit`, `validate`, `test` and `predict` do.
 
-Reading order: `fit` -> `_fit` -> `_start` -> `connect_training` -> `_sanity_check` -> `FitLoop.run` -> `_execute` (teardown,
-always). `evaluate` and `predict` go the same way without the training in the middle.
+Reading order: `fit` -> `_fit` -> `_start` -> `connect_training` -> `_sanity_check` -> `FitLoop.run` -> `_execute`
+(teardown, always). `evaluate` and `predict` go the same way without the training in the middle.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from fulgur.connect import (
     load_evaluation,
     load_first_validation,
     load_training,
+    resume_generators,
+    resume_loading,
 )
+from fulgur.continuing import say_complete, warn_of_short_schedules
 from fulgur.datamodule import LightningDataModule
 from fulgur.errors import MisconfigurationException, PossibleUserWarning, RequeueException
 from fulgur.hooks import (
@@ -36,6 +39,7 @@ from fulgur.hooks import (
 )
 from fulgur.launching import on_all_ranks, prepare_once, watch_failure
 from fulgur.leaving import remove_interrupted, watch_signals
+from fulgur.loops.choose import check_turns
 from fulgur.loops.results import print_results
 from fulgur.loops.resume import begin_epoch_at, keep_epoch, resume_epoch
 from fulgur.module import LightningModule
@@ -43,7 +47,15 @@ from fulgur.optim.configure import OptimizerSetup, build_optimizers
 from fulgur.rank import rank_zero_warn
 from fulgur.resolve import determinism, merge_module_callbacks
 from fulgur.rng import fold_rng, isolate_rng
-from fulgur.saving import choose_own, contents_of, given_path, load, state_here, warn_of_refused_hparams
+from fulgur.saving import (
+    choose_own,
+    contents_of,
+    given_path,
+    keep_training,
+    load,
+    state_here,
+    warn_of_refused_hparams,
+)
 from fulgur.sources import (
     Call,
     can_validate,
@@ -112,15 +124,22 @@ def _fit(trainer: Trainer, call: Call) -> None:
             _check_resumed_epoch(trainer)
             own = checkpoint.get("fulgur", {}) if checkpoint is not None else {}
             running, rng = state_here(trainer, own) if "running" in own else (None, None)
-            if call.ckpt_path == "auto":  # the same command again: what had stopped by itself stays stopped
+            if given_path(trainer, call) == "auto":  # the same command again: what had stopped by itself stays stopped
                 loop.should_stop = own.get("running", {}).get("should_stop", False)
             if loop.is_done():
                 if running is not None:
                     keep_epoch(loop, running, rng)
+                if checkpoint is not None:
+                    say_complete(trainer)
             else:
+                if running is not None:
+                    resume_loading(trainer, running)
                 load_first_validation(trainer, call)
+                if checkpoint is not None:
+                    warn_of_short_schedules(trainer)
                 if running is not None:
                     resume_epoch(loop, trainer._feeds["train"], module, running, rng)
+                    resume_generators(trainer)  # order matters: training may draw from the same ones
                 elif checkpoint is not None:
                     states = checkpoint_state.loader_states(checkpoint)
                     is_last = checkpoint_state.ends_epoch(checkpoint)
@@ -203,6 +222,7 @@ def _predict(trainer: Trainer, call: Call, *, returns: bool | str) -> list[Any] 
 def _execute(trainer: Trainer, call: Call, body: Callable[[], Any]) -> Any:
     """Run `body` between attaching the model and teardown, which happens after an exception too."""
     state = trainer.state
+    keep_training(trainer, call)
     _attach(trainer, call)
     trainer._call = call
     state.fn, state.status, state.stage = call.fn, TrainerStatus.RUNNING, _FIRST_STAGE[call.fn]
@@ -470,6 +490,7 @@ def _configure_optimizers(trainer: Trainer, module: LightningModule) -> Optimize
     )
     trainer.strategy.optimizers = setup.optimizers
     trainer.strategy.lr_scheduler_configs = setup.schedulers
+    check_turns(setup.frequencies, trainer.accumulate_grad_batches)
     return setup
 
 

@@ -15,6 +15,7 @@ from fulgur.checkpoint.write import checkpoint_exists
 from fulgur.continuing import find_own_checkpoint, positions_of, resume_loggers
 from fulgur.loops.resume import capture_epoch
 from fulgur.rank import rank_zero_info, rank_zero_warn
+from fulgur.rng import capture_rng
 from fulgur.sources import Call
 from fulgur.states import RunningStage, TrainerFn
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 def contents_of(trainer: Trainer) -> Contents:
     loop, module, feed = trainer.fit_loop, trainer.lightning_module, trainer._feeds.get("train")
     is_fitting = feed is not None and bool(feed.placed) and trainer.state.fn is TrainerFn.FITTING
+    is_kept = not is_fitting and loop.kept_epoch is not None
     return Contents(
         module=module,
         trainer=trainer,
@@ -35,11 +37,38 @@ def contents_of(trainer: Trainer) -> Contents:
         precision=trainer.precision_plugin,
         progress=loop.progress,
         seen=trainer._val_loop.seen,
-        capture_epoch=partial(capture_epoch, loop, feed, module) if is_fitting and feed is not None else None,
+        capture_epoch=partial(_capture, trainer) if is_fitting or is_kept else None,
+        rng=loop.kept_rng if is_kept else None,
         n_batches=loop.n_batches,
         is_automatic=loop.is_automatic,
         strategy=trainer.strategy,
     )
+
+
+def _capture(trainer: Trainer) -> dict[str, Any]:
+    """The state of the running epoch."""
+    loop, feeds = trainer.fit_loop, trainer._feeds
+    if loop.kept_epoch is not None:
+        return dict(loop.kept_epoch)
+    state = capture_epoch(loop, feeds["train"], trainer.lightning_module)
+    state["loaded_at"] = dict(trainer._loaded_at)
+    if loop.validate is not None and "val" in feeds:
+        state["val_generators"] = feeds["val"].generators()
+    elif trainer._val_loop.resumed_generators is not None:
+        state["val_generators"] = trainer._val_loop.resumed_generators
+    return state
+
+
+def keep_training(trainer: Trainer, call: Call) -> None:
+    """Before an evaluation that follows fit: what a later `save_checkpoint` needs for the training to go on."""
+    loop, feed = trainer.fit_loop, trainer._feeds.get("train")
+    model = getattr(call.model, "_orig_mod", call.model)
+    if call.fn is TrainerFn.FITTING:
+        return
+    if model is not None and model is not trainer._module:  # another one: what was trained is not what is saved
+        loop.kept_epoch = None
+    elif trainer.state.fn is TrainerFn.FITTING and feed is not None and feed.placed and hasattr(loop, "fetch"):
+        loop.kept_epoch, loop.kept_rng = _capture(trainer), capture_rng()  # waits for the device
 
 
 def build_checkpoint(trainer: Trainer, *, weights_only: bool) -> dict[str, Any]:
@@ -49,6 +78,8 @@ def build_checkpoint(trainer: Trainer, *, weights_only: bool) -> dict[str, Any]:
         # A resumed run begins a validation anew that was under way.
         is_validating = trainer.state.stage is RunningStage.VALIDATING and trainer.fit_loop.progress.phase == "batch"
         before = trainer._before_validation if is_validating else None
+        if before is not None:
+            before.put_into(checkpoint["fulgur"])
         checkpoint["fulgur"]["loggers"] = before.positions if before else positions_of(trainer.loggers)
         if trainer.strategy.is_distributed:
             from fulgur.loops.ranks import gather_ranks
@@ -108,6 +139,8 @@ def load(trainer: Trainer, call: Call) -> dict[str, Any] | None:
     module = trainer.lightning_module
     contents = contents_of(trainer)
     checkpoint_state.restore_model(checkpoint, contents, source=path, strict=module.strict_loading)
+    if call.fn is not TrainerFn.FITTING and checkpoint.get("global_step") != trainer.global_step:
+        trainer.fit_loop.kept_epoch = None  # the weights are those of another step by now
     return checkpoint
 
 

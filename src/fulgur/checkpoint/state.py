@@ -45,7 +45,8 @@ class Contents:
     Attributes:
         trainer: Handed to the callbacks' hooks, never looked into.
         seen: Batches evaluated in fit, by loader: the axis of values logged per evaluation batch.
-        capture_epoch: Gives the state of the running epoch; None outside of fit.
+        capture_epoch: Gives the state of the running epoch; None where there has been none.
+        rng: States of the generators that belong to it; None for those of now.
         is_automatic: Whether the loop runs the optimizers.
         strategy: Gives the states of module and optimizers, and takes them back.
     """
@@ -60,6 +61,7 @@ class Contents:
     progress: Progress = field(default_factory=Progress)
     seen: list[int] = field(default_factory=list)
     capture_epoch: Callable[[], dict[str, Any]] | None = None
+    rng: dict[str, Any] | None = None
     n_batches: float = 0
     is_automatic: bool = True
     strategy: Strategy = field(default_factory=SingleDeviceStrategy)
@@ -94,7 +96,7 @@ def build_checkpoint(contents: Contents, *, weights_only: bool = False) -> dict[
             checkpoint[type(contents.precision).__qualname__] = precision_state
     checkpoint["fulgur"] = {"format": FORMAT_VERSION, "progress": progress.state_dict(), "seen": list(contents.seen)}
     if not weights_only:
-        checkpoint["fulgur"]["rng"] = capture_rng()  # waits for the device
+        checkpoint["fulgur"]["rng"] = capture_rng() if contents.rng is None else contents.rng  # waits for the device
         if contents.capture_epoch is not None:
             checkpoint["fulgur"]["running"] = running = contents.capture_epoch()
             _add_loader_states(checkpoint, running)

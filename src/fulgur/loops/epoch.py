@@ -83,7 +83,7 @@ def end_epoch(loop: FitLoop) -> None:
     if loop.is_automatic and not progress.global_step and not any(update.n_backward for update in plan.updates):
         warn_of_no_loss(progress.batch)
     if progress.phase == "cut":
-        loop.kept_sums = capture_sums(metrics)  # what the hooks of this end log belongs to it alone
+        loop.kept_sums = capture_sums(loop)  # what the hooks of this end log belongs to it alone
     metrics.reduce_epoch("train")
     if plan.epoch_outputs and plan.training_epoch_end is not None:
         metrics.scope = scope
@@ -103,8 +103,8 @@ def end_epoch(loop: FitLoop) -> None:
         _write_epoch(loop)
     metrics.clear("train")
     metrics.scope = None
-    if plan.epoch_outputs:
-        plan.epoch_outputs = []
+    if plan.epoch_outputs is not None:
+        plan.epoch_outputs, plan.n_outputs_missing = [], 0
 
 
 def _write_epoch(loop: FitLoop) -> None:

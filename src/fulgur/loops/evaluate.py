@@ -63,6 +63,7 @@ class EvaluationLoop(EvaluationLoopView):
         log_every: Batches between two copies of per-batch values to the host.
         log_step: Axis of the epoch's values.
         n_marks: Beginnings and ends of passes over all loaders so far: odd within one.
+        resumed_generators: States of the generators of loaders that a resumed run has not loaded yet; None for none.
     """
 
     plan: EvalPlan
@@ -81,6 +82,7 @@ class EvaluationLoop(EvaluationLoopView):
         self.current: tuple[int, int] = (0, 0)
         self._has_run = False
         self.n_marks = 0
+        self.resumed_generators: list[list[Any]] | None = None
 
     def run(
         self,

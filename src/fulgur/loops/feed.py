@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fulgur.data.combine import CombinedLoader, flatten_loaders, map_loaders
 from fulgur.data.fetch import Fetch
+from fulgur.data.generators import find_generators, get_generator, set_generator
 from fulgur.data.loaders import (
     check_loaders,
     find_epoch_setters,
@@ -73,6 +74,21 @@ class Feed:
     def is_empty(self) -> bool:
         """Whether no rank has anything to do."""
         return not any(self.n_steps or self.n_batches)
+
+    def generators(self) -> list[list[Any]]:
+        """States of the generators that each loader draws from besides the global ones."""
+        return [[get_generator(generator) for generator in found] for found in self._find_generators()]
+
+    def set_generators(self, states: list[list[Any]]) -> None:
+        """Give back what `generators` gave."""
+        for found, saved in zip(self._find_generators(), states, strict=False):
+            for generator, state in zip(found, saved, strict=False):
+                set_generator(generator, state)
+
+    def _find_generators(self) -> list[list[Any]]:
+        structure = self.structure
+        loaders = structure.flattened if isinstance(structure, CombinedLoader) else flatten_loaders(structure)
+        return [find_generators(loader) for loader in loaders]
 
     def fetch(
         self,

@@ -56,9 +56,13 @@ class FitLoop(FitLoopView):
         load_epoch: Called with the epoch before its first batch; loads or re-seeds `fetch`.
         validate: Runs a validation; None where there is nothing to validate.
         write_metrics: Sends values to the loggers: ``(values, axis)``.
-        kept_epoch: The epoch of the file that a run was resumed from with nothing left to do: saved as it is.
+        kept_epoch: The epoch as it is saved where none runs: that of the file which a run was resumed from with nothing
+            left to do; after fit that of its end, kept from the beginning of an evaluation on.
+        kept_rng: States of the generators that belong to it, for a file saved in or after an evaluation.
         kept_sums: What was logged in the last epoch, if a limit cut it short: a resumed run goes on with it.
         should_stop: Ends the run once `min_epochs` and `min_steps` are met.
+        accumulate: Batches to an optimizer step in the running epoch.
+        resumed_accumulate: The same of an epoch that is resumed midway, until it goes on.
         interrupt: Called once between two steps: raises what a signal asked for, or does what `call_soon` was given.
         monitors_may_log: Whether a callback that runs after all others at an epoch's end may log there.
         passed: Batches since the first epoch began whose end lies behind, for `Agreement` to read.
@@ -92,7 +96,10 @@ class FitLoop(FitLoopView):
         self.manual_backward = partial(manual_backward, self)
         self.nested_outputs = partial(nested_outputs, self)
         self.kept_epoch: Mapping[str, Any] | None = None
+        self.kept_rng: dict[str, Any] | None = None
         self.kept_sums: dict[str, Any] | None = None
+        self.accumulate = 1
+        self.resumed_accumulate: int | None = None
         self.updated = False
         self.last_validation = time.monotonic()
 
@@ -117,6 +124,7 @@ class FitLoop(FitLoopView):
     def run(self) -> None:
         """Run epochs until `max_epochs`, `max_steps` or `should_stop`."""
         scopes = self.plan.scopes
+        self.updated = self.progress.global_step > self.progress.log_step  # in the batch before, of another process too
         self.recollect()
         self.call(self.hooks.on_train_start, scopes.train_start)
         if self.before_epochs is not None:
@@ -132,7 +140,11 @@ class FitLoop(FitLoopView):
     def is_done(self) -> bool:
         """Whether a limit is reached; looked at between epochs."""
         progress, limits = self.progress, self.limits
-        if self.n_batches == 0 or progress.global_step >= limits.max_steps:
+        if self.n_batches == 0 or progress.global_step > limits.max_steps:
+            return True
+        if progress.phase in ("batch", "validated"):  # resumed there: what follows the batch is still to be done
+            return False
+        if progress.global_step == limits.max_steps:
             return True
         max_epochs = limits.max_epochs
         if progress.phase == "start" and max_epochs is not None and max_epochs != -1 and progress.epoch >= max_epochs:
@@ -151,6 +163,7 @@ class FitLoop(FitLoopView):
         progress.cut_at, self.kept_sums = 0, None
         if progress.phase == "start":
             self.call(self.hooks.on_train_epoch_start, plan.scopes.epoch_start)
+        self.accumulate, self.resumed_accumulate = self.resumed_accumulate or self.limits.accumulate, None
         is_cut = self._batches()
         progress.phase = "cut" if is_cut else "ended"
         end_epoch(self)
@@ -167,7 +180,7 @@ class FitLoop(FitLoopView):
         """Run the batches of an epoch. Returns whether a limit cut it short, so that a resumed run goes on with it."""
         plan, hooks, metrics, progress, fetch = self.plan, self.hooks, self.metrics, self.progress, self.fetch
         scopes, schedulers, limits = plan.scopes, plan.schedulers, self.limits
-        accumulate, max_steps, log_every = limits.accumulate, limits.max_steps, limits.log_every_n_steps
+        accumulate, max_steps, log_every = self.accumulate, limits.max_steps, limits.log_every_n_steps
         starts, own_start = hooks.on_train_batch_start, hooks.module_batch_start
         ends, monitors = hooks.on_train_batch_end, hooks.on_train_batch_end_monitors
         if fetch.weigh is not None:
@@ -175,6 +188,8 @@ class FitLoop(FitLoopView):
         by_step, plateau_by_step, kept = schedulers.by_step, schedulers.plateau_by_step, plan.epoch_outputs
         if settle_resumed_batch(self):
             return False
+        if progress.batch and self._is_over():
+            return True
         step, validates_within, is_cut = choose_step(self), validates_within_epoch(self), False
         votes = plan.votes
 
@@ -225,7 +240,7 @@ class FitLoop(FitLoopView):
             if plateau_by_step and self.updated:
                 schedulers.step(plateau_by_step, batch_idx + 1)
                 progress.phase = "settled"
-            if progress.global_step >= max_steps or (self.should_stop and self.may_stop(progress.epoch)):
+            if progress.global_step >= max_steps or (self.should_stop and self.may_stop(progress.epoch)):  # `_is_over`
                 is_cut = not is_last
                 break
         else:
@@ -233,6 +248,10 @@ class FitLoop(FitLoopView):
         # ---------------------------------------------------------------------------------------------------------
         metrics.scope = metrics.batch = metrics.batch_size = None
         return is_cut
+
+    def _is_over(self) -> bool:
+        progress = self.progress
+        return progress.global_step >= self.limits.max_steps or (self.should_stop and self.may_stop(progress.epoch))
 
     def plain_step(self, update: Update) -> Step:
         """What `step_one` comes down to where `_is_plain`: the same operations in the same order, nothing to ask."""
@@ -292,7 +311,7 @@ class FitLoop(FitLoopView):
 
     def forward_backward(self, update: Update, batch: Any, batch_idx: int, updates: bool) -> Any:
         plan, hooks, metrics, scopes = self.plan, self.hooks, self.metrics, self.plan.scopes
-        optimizer, accumulate = update.optimizer, self.limits.accumulate
+        optimizer, accumulate = update.optimizer, self.accumulate
         starts_window = accumulate == 1 or batch_idx % accumulate == 0
         if starts_window:
             update.n_backward = 0

@@ -95,6 +95,7 @@ class StepPlan:
         schedulers: Learning-rate schedulers.
         has_outputs: Someone reads what `training_step` returned.
         epoch_outputs: Collects outputs for the hooks of the epoch's end that take them; None where none does.
+        n_outputs_missing: Batches at the beginning of a resumed epoch of which there are none.
     """
 
     training_step: Step
@@ -114,6 +115,7 @@ class StepPlan:
     mean_loss: Callable[[Any], Any] | None = None
     has_outputs: bool = False
     epoch_outputs: list[Any] | None = None
+    n_outputs_missing: int = 0
     training_epoch_end: Callable[[list[Any]], Any] | None = None
     takes_iterator: bool = False
     optimizers: list[Any] = field(default_factory=list)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fulgur.loops.fit import FitLoop
     from fulgur.strategies.strategy import Strategy
 
-_OF_RANK = ("fetch", "metric_objects", "windows", "gradients", "loaders", "following")
+_OF_RANK = ("fetch", "metric_objects", "windows", "gradients", "loaders", "following", "outputs", "val_generators")
 
 Running = Mapping[str, Any]
 
@@ -95,6 +95,8 @@ def _divided(running: Running, states: list[Running], module: torch.nn.Module, *
         return merged
     entries = _merged_entries([state.get("entries", ()) for state in states]) if is_first else []
     merged["metrics"] = dict(running["metrics"]) | {"entries": entries}
+    if "outputs" in running:
+        merged["outputs"] = _joined_outputs(states if is_first else [])
     objects = find_metric_objects(module)
     merged["metric_objects"] = {
         name: _merged_metric(objects[name], [s["metric_objects"][name] for s in states], is_first=is_first)
@@ -104,6 +106,11 @@ def _divided(running: Running, states: list[Running], module: torch.nn.Module, *
     if len(states) > 1 and "gradients" in running and "gradients" in states[0]:
         merged["gradients"] = _mean_gradients([state["gradients"] for state in states])
     return merged
+
+
+def _joined_outputs(states: list[Running]) -> dict[str, Any]:
+    own = [state["outputs"] for state in states if "outputs" in state]
+    return {name: [item for outputs in own for item in outputs[name]] for name in ("values", "devices")}
 
 
 def _without_following(running: dict[str, Any]) -> dict[str, Any]:

@@ -18,13 +18,13 @@ from fulgur.checkpoint.plain import from_plain, to_plain
 from fulgur.data.combine import CombinedLoader
 from fulgur.data.loaders import sized_length
 from fulgur.errors import CheckpointError
+from fulgur.loops.outputs import capture_outputs, resume_outputs
 from fulgur.rank import rank_zero_info
 from fulgur.rng import restore_rng
 
 if TYPE_CHECKING:
     from fulgur.loops.feed import Feed
     from fulgur.loops.fit import FitLoop
-    from fulgur.metrics import MetricLog
 
 
 def capture_epoch(loop: FitLoop, feed: Feed, module: torch.nn.Module) -> dict[str, Any]:
@@ -42,18 +42,22 @@ def capture_epoch(loop: FitLoop, feed: Feed, module: torch.nn.Module) -> dict[st
     for joined in feed.joined:
         state["following"] = joined.following
         _make_following_plain(state, state["loaders"])
-    sums = loop.kept_sums or capture_sums(loop.metrics)
+    sums = loop.kept_sums or capture_sums(loop)
     state["metrics"]["entries"], state["metric_objects"] = sums["entries"], sums["metric_objects"]
+    state |= capture_outputs(sums["outputs"])
+    state["accumulate"] = loop.accumulate
     if not loop.is_automatic or any(update.n_backward for update in loop.plan.updates):
         state["windows"] = [(u.n_backward, u.divisor, u.n_batches, u.missing) for u in loop.plan.updates]
         state["gradients"] = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
     return state
 
 
-def capture_sums(metrics: MetricLog) -> dict[str, Any]:
-    """What the running epoch has logged so far, in sums and in metric objects."""
+def capture_sums(loop: FitLoop) -> dict[str, Any]:
+    """What the running epoch has logged so far, in sums and in metric objects, and the outputs that are kept."""
+    metrics, outputs = loop.metrics, loop.plan.epoch_outputs
     objects = find_metric_objects(metrics.module)
     return {
+        "outputs": list(outputs) if outputs is not None else None,
         "entries": metrics.state_dict(with_sums=True)["entries"],
         "metric_objects": {name: _metric_state(metric) for name, metric in objects.items()},
     }
@@ -105,6 +109,7 @@ def resume_epoch(
     for joined in feed.joined:
         joined.n_begun, joined.following = fetch["count"], from_plain(state.get("following"))
     _resume_window(loop, module, state)
+    resume_outputs(loop.plan, state, loop.metrics.module.device, loop.progress.batch)
     objects = find_metric_objects(module)
     for name, saved in state["metric_objects"].items():
         if name in objects:
@@ -115,6 +120,9 @@ def keep_epoch(loop: FitLoop, state: Mapping[str, Any], rng: Mapping[str, Any] |
     """Where a resumed run has nothing left to do: show what was logged, and save the epoch as it was."""
     loop.metrics.load_state_dict({**state["metrics"], "entries": ()})
     loop.kept_epoch = state
+    progress = loop.progress
+    if progress.phase == "settled":  # a limit cut the epoch short: it counts, as at the end of the run that was saved
+        progress.epoch, progress.batch, progress.phase, progress.cut_at = progress.epoch + 1, 0, "start", progress.batch
     if rng is not None:
         restore_rng(dict(rng))
 
@@ -159,6 +167,7 @@ def _resume_window(loop: FitLoop, module: torch.nn.Module, state: Mapping[str, A
     for update, (n_backward, divisor, *counted) in zip(loop.plan.updates, state.get("windows", ()), strict=False):
         update.n_backward, update.divisor = n_backward, divisor
         update.n_batches, update.missing = counted or (n_backward, 0.0)
+    loop.resumed_accumulate = state.get("accumulate")
     parameters = dict(module.named_parameters())
     for name, gradient in state.get("gradients", {}).items():
         parameter = parameters[name]

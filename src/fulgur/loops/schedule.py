@@ -51,13 +51,18 @@ class Schedulers:
             metric = self._monitored(config)
             if metric is None:
                 return
-        if self._override is not None:
-            self._metrics.scope = None
-            self._override(config.scheduler, metric)
-        elif metric is None:
-            config.scheduler.step()
-        else:
-            config.scheduler.step(metric)
+        try:
+            if self._override is not None:
+                self._metrics.scope = None
+                self._override(config.scheduler, metric)
+            elif metric is None:
+                config.scheduler.step()
+            else:
+                config.scheduler.step(metric)
+        except ValueError as error:
+            if not hasattr(config.scheduler, "total_steps") or "Tried to step" not in str(error):
+                raise
+            raise MisconfigurationException(past_its_end(config.scheduler)) from error
 
     def _monitored(self, config: LRSchedulerConfig) -> Any:
         self._metrics.refresh()
@@ -74,3 +79,14 @@ class Schedulers:
                 raise MisconfigurationException(message)
             rank_zero_warn(message + " Its step is skipped.", PossibleUserWarning)
         return found if self.share is None else self.share(found)  # all ranks must reach this
+
+
+def past_its_end(scheduler: Any) -> str:
+    """For a run that is longer than the number of steps that a scheduler, as OneCycleLR, was made for."""
+    kind = type(scheduler).__name__
+    return (
+        f"{kind} was made for total_steps={scheduler.total_steps}, and training goes on beyond them. A resumed run "
+        "takes the number from its checkpoint, so a higher max_epochs or max_steps comes too late for it. End the run "
+        f"there, or load the weights only, with load_from_checkpoint, and train them with a new {kind}. In a run that "
+        'is not resumed, total_steps=self.trainer.estimated_stepping_batches fits, with "interval": "step".'
+    )

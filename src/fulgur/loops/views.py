@@ -137,7 +137,7 @@ class EpochLoopView:
         return self.batch_progress.is_last_batch
 
     def _should_accumulate(self) -> bool:
-        accumulate, last = self._loop.limits.accumulate, self.batch_progress
+        accumulate, last = self._loop.accumulate, self.batch_progress
         return accumulate > 1 and (self.batch_idx + 1) % accumulate != 0 and not last.is_last_batch
 
 
