@@ -9,9 +9,12 @@ if TYPE_CHECKING:
     from fulgur.callbacks.checkpoint import Checkpoint as Checkpoint
     from fulgur.callbacks.early_stopping import EarlyStopping as EarlyStopping
     from fulgur.callbacks.early_stopping import EarlyStoppingReason as EarlyStoppingReason
+    from fulgur.callbacks.finetuning import BackboneFinetuning as BackboneFinetuning
+    from fulgur.callbacks.finetuning import BaseFinetuning as BaseFinetuning
     from fulgur.callbacks.gradient_accumulation_scheduler import (
         GradientAccumulationScheduler as GradientAccumulationScheduler,
     )
+    from fulgur.callbacks.gradient_monitor import GradientMonitor as GradientMonitor
     from fulgur.callbacks.lambda_function import LambdaCallback as LambdaCallback
     from fulgur.callbacks.lr_monitor import LearningRateMonitor as LearningRateMonitor
     from fulgur.callbacks.model_checkpoint import ModelCheckpoint as ModelCheckpoint
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from fulgur.hooks import Callback as Callback
 
 __all__ = [
+    "BackboneFinetuning",
+    "BaseFinetuning",
     "BasePredictionWriter",
     "Callback",
     "Checkpoint",
@@ -36,6 +41,7 @@ __all__ = [
     "EarlyStopping",
     "EarlyStoppingReason",
     "GradientAccumulationScheduler",
+    "GradientMonitor",
     "LambdaCallback",
     "LearningRateMonitor",
     "ModelCheckpoint",
@@ -51,6 +57,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BackboneFinetuning": "fulgur.callbacks.finetuning",
+    "BaseFinetuning": "fulgur.callbacks.finetuning",
     "BasePredictionWriter": "fulgur.callbacks.prediction_writer",
     "Callback": "fulgur.hooks",
     "Checkpoint": "fulgur.callbacks.checkpoint",
@@ -58,6 +66,7 @@ _HOMES = {
     "EarlyStopping": "fulgur.callbacks.early_stopping",
     "EarlyStoppingReason": "fulgur.callbacks.early_stopping",
     "GradientAccumulationScheduler": "fulgur.callbacks.gradient_accumulation_scheduler",
+    "GradientMonitor": "fulgur.callbacks.gradient_monitor",
     "LambdaCallback": "fulgur.callbacks.lambda_function",
     "LearningRateMonitor": "fulgur.callbacks.lr_monitor",
     "ModelCheckpoint": "fulgur.callbacks.model_checkpoint",

@@ -160,15 +160,16 @@ _PYTORCH: dict[str, dict[str, str]] = {
     "accelerators.mps": _MPS,
     "callbacks": {
         "fulgur.hooks": "Callback",
-        "fulgur.callbacks": "BasePredictionWriter Checkpoint EarlyStopping GradientAccumulationScheduler "
-        "LambdaCallback LearningRateMonitor ModelCheckpoint ModelSummary OnExceptionCheckpoint ProgressBar "
-        "RichModelSummary RichProgressBar TQDMProgressBar Timer ProgressBarBase=ProgressBar EMAWeightAveraging "
-        "StochasticWeightAveraging WeightAveraging",
+        "fulgur.callbacks": "BackboneFinetuning BaseFinetuning BasePredictionWriter Checkpoint EMAWeightAveraging "
+        "EarlyStopping GradientAccumulationScheduler LambdaCallback LearningRateMonitor ModelCheckpoint ModelSummary "
+        "OnExceptionCheckpoint ProgressBar ProgressBarBase=ProgressBar RichModelSummary RichProgressBar "
+        "StochasticWeightAveraging TQDMProgressBar Timer WeightAveraging",
     },
     "callbacks.base": _CALLBACK,
     "callbacks.callback": _CALLBACK,
     "callbacks.checkpoint": {"fulgur.callbacks.checkpoint": "Checkpoint"},
     "callbacks.early_stopping": {"fulgur.callbacks.early_stopping": "EarlyStopping EarlyStoppingReason"},
+    "callbacks.finetuning": {"fulgur.callbacks.finetuning": "BackboneFinetuning BaseFinetuning multiplicative"},
     "callbacks.gradient_accumulation_scheduler": {
         "fulgur.callbacks.gradient_accumulation_scheduler": "GradientAccumulationScheduler"
     },

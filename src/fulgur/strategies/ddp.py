@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -108,6 +109,16 @@ class DDPStrategy(ParallelStrategy):
     def wrap_training(self, module: Any) -> None:
         if self.sync_batchnorm:
             self._batch_norms = share_batch_norms(module, self.root_device)
+        self._wrap(module)
+
+    def follow_trainable(self, module: Any) -> None:
+        if self._step is None:
+            return
+        self._ddp, self.model = None, module
+        gc.collect()  # order matters: until the reducer is gone its hooks are on the parameters
+        self._wrap(module)
+
+    def _wrap(self, module: Any) -> None:
         if not any(parameter.requires_grad for parameter in module.parameters()):  # DDP would refuse
             broadcast_module(module)
             return
@@ -152,7 +163,10 @@ class DDPStrategy(ParallelStrategy):
     def build_votes(self, agreement: Agreement) -> Votes | None:
         if self._ddp is None or self._ddp.is_manual:
             return None
-        return open_votes(self, agreement, self._ddp.take_zero_loss)
+        return open_votes(self, agreement, self._take_zero_loss)
+
+    def _take_zero_loss(self) -> Tensor | None:
+        return self._ddp.take_zero_loss() if self._ddp is not None else None
 
     def teardown(self) -> None:
         """Take the wrapper off; move module and optimizer state to the host, so that the device's memory is free."""

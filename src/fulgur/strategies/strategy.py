@@ -228,6 +228,12 @@ class Strategy(ABC):
         votes = int(self.reduce(torch.tensor(int(decision), device=self.root_device), reduce_op="sum"))
         return votes == self.world_size if all else votes > 0
 
+    def follow_trainable(self, module: Any) -> None:
+        """After parameters were frozen or unfrozen between two steps: reduce the gradients of those that learn now.
+
+        All ranks must reach this.
+        """
+
     # ------------------------------------------------------------------------------------------------- states
 
     def model_state(self, module: nn.Module) -> dict[str, Any]:
