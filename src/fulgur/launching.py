@@ -11,11 +11,7 @@ import torch
 
 from fulgur.datamodule import LightningDataModule
 from fulgur.errors import LayoutError
-from fulgur.launch.failing import FailureWatch
 from fulgur.launch.family import Layout, find_own_layout
-from fulgur.launch.last_words import leave_last_words
-from fulgur.launch.meeting import variables_set
-from fulgur.launch.ports import find_free_port
 from fulgur.module import LightningModule
 from fulgur.strategies import SingleDeviceStrategy, Strategy
 
@@ -58,15 +54,24 @@ def _remember(trainer: Trainer, call: Call) -> None:
 def on_this_rank(trainer: Trainer, function: Callable[..., Any], call: Call, **kwargs: Any) -> Any:
     """Join the other ranks, and do ``function(trainer, call, **kwargs)``."""
     strategy = trainer.strategy
-    leave_last_words()
-    _leave_other_group(trainer)
-    with variables_set(_alone_variables(trainer)):
-        strategy.set_up_environment()  # all ranks must reach this
+    if isinstance(strategy, SingleDeviceStrategy):
+        return function(trainer, call, **kwargs)
+    _join(trainer)
     try:
         return function(trainer, call, **kwargs)
     finally:
         if strategy.cluster_environment is not None:
             strategy.cluster_environment.teardown()
+
+
+def _join(trainer: Trainer) -> None:
+    from fulgur.launch.last_words import leave_last_words
+    from fulgur.launch.meeting import variables_set
+
+    leave_last_words()
+    _leave_other_group(trainer)
+    with variables_set(_alone_variables(trainer)):
+        trainer.strategy.set_up_environment()  # all ranks must reach this
 
 
 def prepare_once(strategy: Strategy, prepare: Callable[[], Any], *, on_each_node: bool) -> None:
@@ -104,6 +109,8 @@ def watch_failure(trainer: Trainer, error: BaseException) -> AbstractContextMana
     """Within its block the hooks that follow `error` may run, but not wait for ranks that do not come."""
     if trainer.world_size == 1 or isinstance(error, (KeyboardInterrupt, SystemExit)):  # all stop together
         return nullcontext()
+    from fulgur.launch.failing import FailureWatch
+
     return FailureWatch(error, _own_store(), trainer.world_size)
 
 
@@ -120,7 +127,7 @@ def _leave_other_group(trainer: Trainer) -> None:
     """A process group of another size, as an earlier Trainer of one process leaves it, cannot be used."""
     distributed, layout = torch.distributed, Layout(trainer.num_devices, trainer.num_nodes)
     is_joined = distributed.is_available() and distributed.is_initialized()
-    if not is_joined or isinstance(trainer.strategy, SingleDeviceStrategy):
+    if not is_joined:
         return
     size = distributed.get_world_size()
     if size == layout.size:
@@ -140,6 +147,8 @@ def _alone_variables(trainer: Trainer) -> dict[str, str]:
     is_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
     if environment is None or is_joined or trainer.world_size > 1 or environment.creates_processes_externally:
         return {}
+    from fulgur.launch.ports import find_free_port
+
     return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
 
 

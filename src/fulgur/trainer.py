@@ -47,8 +47,10 @@ class Trainer(EarlierTrainer):
 
     Args:
         accelerator: "auto", "cpu", "cuda", "gpu" or "mps", or an `Accelerator`.
-        strategy: "auto" or "single_device", or a `Strategy`.
-        devices: How many, or which: a number, a list of indices, "auto".
+        strategy: "auto" (one process, or "ddp"), "single_device", "ddp", "ddp_spawn", "ddp_notebook", "fsdp" or
+            another name of the `StrategyRegistry`, or a `Strategy`.
+        devices: How many on each machine, or which: a number, a list of indices, "auto". Each has a process of its
+            own. "auto" takes what torchrun, SLURM or the like has started, else all GPUs, or one process on the CPU.
         num_nodes: Machines. >= 1.
         precision: "32-true", "64-true", "bf16-true", "16-true", "bf16-mixed" or "16-mixed" (CUDA only).
         logger: A `Logger`, several, True for the default one (TensorBoard where installed, else CSV), or False.
@@ -79,7 +81,7 @@ class Trainer(EarlierTrainer):
         profiler: "simple", "advanced" or a `Profiler`.
         detect_anomaly: Run fit under autograd's anomaly detection.
         barebones: Switch off everything that costs time: checkpoints, loggers, bar, summary, sanity check, `self.log`.
-        plugins: A `Precision`, a `CheckpointIO` such as `AsyncCheckpointIO`, or a list of both.
+        plugins: A `Precision`, a `CheckpointIO` such as `AsyncCheckpointIO`, a `ClusterEnvironment`, or a list.
         sync_batchnorm: Share batch statistics over processes.
         reload_dataloaders_every_n_epochs: Ask for new loaders this often; 0 loads them once.
         default_root_dir: Where logs and checkpoints go; None is the working directory.

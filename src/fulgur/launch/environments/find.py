@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from importlib import import_module
 from typing import Any
 
 from fulgur.errors import MisconfigurationException
 from fulgur.launch.environments.environment import ClusterEnvironment
 from fulgur.launch.environments.lightning import LightningEnvironment
-from fulgur.launch.environments.lsf import LSFEnvironment
-from fulgur.launch.environments.mpi import MPIEnvironment
-from fulgur.launch.environments.slurm import SLURMEnvironment
-from fulgur.launch.environments.torchelastic import TorchElasticEnvironment
 from fulgur.launch.family import forget_inherited
 
-DETECTED: tuple[type[ClusterEnvironment], ...] = (
-    TorchElasticEnvironment,
-    SLURMEnvironment,
-    LSFEnvironment,
-    MPIEnvironment,
-)
-"""In the order in which they are tried: torchrun within a SLURM job is torchrun's."""
+_DETECTED = {
+    "torchelastic.TorchElasticEnvironment": ("TORCHELASTIC_RUN_ID",),
+    "slurm.SLURMEnvironment": ("SLURM_NTASKS",),
+    "lsf.LSFEnvironment": ("LSB_JOBID",),
+    "mpi.MPIEnvironment": ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"),
+}
+"""What is tried, in this order, where one of these is set: torchrun within a SLURM job is torchrun's."""
 
 
 def find_environment(plugins: Any = None) -> ClusterEnvironment:
@@ -35,7 +33,16 @@ def find_environment(plugins: Any = None) -> ClusterEnvironment:
         raise MisconfigurationException(f"plugins holds {len(given)} cluster environments: {names}. Keep one.")
     if given:
         return given[0]
-    return next((kind() for kind in DETECTED if kind.detect()), None) or LightningEnvironment()
+    for place, variables in _DETECTED.items():
+        if any(name in os.environ for name in variables) and (kind := _import(place)).detect():
+            return kind()
+    return LightningEnvironment()
+
+
+def _import(place: str) -> type[ClusterEnvironment]:
+    module, _, name = place.partition(".")
+    kind: type[ClusterEnvironment] = getattr(import_module(f"fulgur.launch.environments.{module}"), name)
+    return kind
 
 
 def _as_list(plugins: Any) -> list[Any]:

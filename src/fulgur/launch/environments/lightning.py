@@ -7,7 +7,6 @@ import os
 from fulgur.errors import LayoutError, MisconfigurationException
 from fulgur.launch.environments.environment import ClusterEnvironment, find_number
 from fulgur.launch.family import find_own_layout
-from fulgur.launch.ports import find_free_port
 
 
 class LightningEnvironment(ClusterEnvironment):
@@ -39,6 +38,8 @@ class LightningEnvironment(ClusterEnvironment):
         given = find_number("MASTER_PORT")
         if given is not None:
             return given
+        from fulgur.launch.ports import find_free_port
+
         alone = find_number("STANDALONE_PORT")
         port = find_free_port() if alone is None else alone
         os.environ["MASTER_PORT"] = str(port)
