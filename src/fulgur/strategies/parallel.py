@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fulgur.errors import MisconfigurationException
+from fulgur.launch.rounds import open_round
 from fulgur.rank import rank_zero_only
 from fulgur.strategies.collectives import gather_over_ranks
 from fulgur.strategies.strategy import Strategy
@@ -121,8 +122,22 @@ class ParallelStrategy(Strategy):
             rank=environment.global_rank(),
             world_size=environment.world_size(),
             timeout=self.timeout,
+            store=self._meet(environment),
         )
         atexit.register(_leave_group)
+
+    def _meet(self, environment: ClusterEnvironment) -> Any:
+        """The store of these ranks, where an agent keeps one that ranks before them have used; else None."""
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            return None
+        from torch.distributed.rendezvous import rendezvous
+
+        rank, size = environment.global_rank(), environment.world_size()
+        store, _, _ = next(rendezvous("env://", rank, size, timeout=self.timeout))
+        # how long the ranks take to start has nothing to do with how long a collective may take
+        opened = open_round(store, rank, size, timeout=max(self.timeout, _DEFAULT_TIMEOUT))
+        opened.set_timeout(self.timeout)
+        return opened
 
     @property
     def store(self) -> Any:
