@@ -90,9 +90,10 @@ def _with_own(running: Running | None, own: Running) -> Running | None:
 
 def _divided(running: Running, states: list[Running], module: torch.nn.Module, *, is_first: bool) -> Running:
     """The state of a rank where there were others before: the first gets the sums of all."""
-    merged = _without_following(dict(running))
+    merged = dict(running)
     if not running["in_pass"]:
         return merged
+    _without_following(merged)
     entries = _merged_entries([state.get("entries", ()) for state in states]) if is_first else []
     merged["metrics"] = dict(running["metrics"]) | {"entries": entries}
     if "outputs" in running:
@@ -113,21 +114,23 @@ def _joined_outputs(states: list[Running]) -> dict[str, Any]:
     return {name: [item for outputs in own for item in outputs[name]] for name in ("values", "devices")}
 
 
-def _without_following(running: dict[str, Any]) -> dict[str, Any]:
-    """A batch that was read ahead was one rank's: all draw it again."""
-    is_ahead = "following" in running.get("fetch", {}) or running.get("following") is not None
-    running.pop("following", None)
-    if not is_ahead:
-        return running
+def _without_following(running: dict[str, Any]) -> None:
+    """A batch that was read ahead was one rank's: all draw it again.
+
+    Raises:
+        CheckpointError: A loader keeps its own position, which counts batches of another size.
+    """
     if any("loader" in loader for loader in running["loaders"]):
         raise CheckpointError(
-            "The checkpoint was saved within an epoch of a loader that keeps its own position and has no length, by "
-            "another number of ranks: the batch it had read ahead was one rank's. Resume with as many ranks as it was "
-            "saved by, or from a checkpoint of an epoch's end."
+            "The checkpoint was saved by another number of ranks, within an epoch of a loader that keeps its own "
+            "position (state_dict), which may count batches of another size. Resume with as many ranks as it was saved by, or "
+            "from a checkpoint of an epoch's end."
         )
-    running["fetch"] = {name: value for name, value in running["fetch"].items() if not name.startswith("following")}
-    running["loaders"] = [loader | {"n_drawn": loader["n_drawn"] - 1} for loader in running["loaders"]]
-    return running
+    is_ahead = "following" in running["fetch"] or running.pop("following", None) is not None
+    if is_ahead:
+        kept = {name: value for name, value in running["fetch"].items() if not name.startswith("following")}
+        running["fetch"] = kept
+        running["loaders"] = [loader | {"n_drawn": loader["n_drawn"] - 1} for loader in running["loaders"]]
 
 
 def _merged_entries(by_rank: list[Iterable[Running]]) -> list[dict[str, Any]]:
