@@ -26,7 +26,7 @@ from fulgur.leaving import BeforeValidation
 from fulgur.loops.evaluate import EvalPlan, EvaluationLoop, grad_free_context
 from fulgur.loops.feed import Feed, uncounted
 from fulgur.loops.own_steps import run_step
-from fulgur.loops.plan import StepPlan, build_plan, step_of
+from fulgur.loops.plan import StepPlan, build_plan, step_of, takes_iterator
 from fulgur.module import LightningModule
 from fulgur.optim.configure import OptimizerSetup
 from fulgur.profilers.profiler import PassThroughProfiler
@@ -280,6 +280,7 @@ def load_evaluation(trainer: Trainer, call: Call, name: str, loop: EvaluationLoo
 def eval_plan(trainer: Trainer, module: LightningModule, prefix: str, feed: Feed) -> EvalPlan:
     n_loaders = len(feed.loaders)
     own = partial(overrides, module, base=LightningModule)
+    draws_itself = takes_iterator(getattr(module, f"{prefix}_step"))
     step = step_of(
         module,
         f"{prefix}_step",
@@ -293,11 +294,12 @@ def eval_plan(trainer: Trainer, module: LightningModule, prefix: str, feed: Feed
         module=module,
         step=step,
         hooks=_stage_hooks(trainer, prefix, passes_loader_idx=n_loaders > 1),
-        transfers=[transfer_of(trainer, index) for index in range(n_loaders)],
+        transfers=[None if draws_itself else transfer_of(trainer, index) for index in range(n_loaders)],
         passes_loader_idx=n_loaders > 1,
         model_eval=getattr(module, f"on_{prefix}_model_eval"),
         model_train=getattr(module, name) if own(name := f"on_{prefix}_model_train") else None,
         epoch_end=getattr(module, f"{prefix}_epoch_end", None),
+        takes_iterator=draws_itself,
     )
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
+
+import fulgur
 
 
 def evaluated(run: Any, stage: str, *args: Any, **kwargs: Any) -> Any:
@@ -218,3 +222,87 @@ def test_outputs_reach_the_batch_end_hooks_untouched(build: Any, tape: Any, kit:
     calls = {event: args for event, args, _ in tape.calls}
     assert calls["M.on_test_batch_end"][0] is output
     assert calls["C.on_test_batch_end"][2] is output
+
+
+# ------------------------------------------------------------------------------ steps that draw their batches
+
+
+class Drawing(fulgur.LightningModule):
+    """Steps that get an iterator; each notes what it draws, and draws two batches where there are two more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+        self.drawn: list[Any] = []
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        raise AssertionError("the step moves what it draws")
+
+    def draw(self, dataloader_iter: Any) -> Any:
+        drawn = [(float(batch[0, 0]), *place) for batch, *place in itertools.islice(dataloader_iter, 2)]
+        self.drawn.append(drawn)
+        return torch.tensor([float(value) for value, *_ in drawn])
+
+    def validation_step(self, dataloader_iter: Any) -> None:  # type: ignore[override]
+        self.log("value", self.draw(dataloader_iter).sum(), batch_size=2)
+
+    test_step = validation_step
+
+    def predict_step(self, dataloader_iter: Any) -> Any:  # type: ignore[override]
+        return self.draw(dataloader_iter)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.layer(torch.ones(1, 2)).sum()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Endless(torch.utils.data.IterableDataset[Any]):
+    """Rows without a length."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __iter__(self) -> Any:
+        return (torch.full((2,), float(i)) for i in range(self.n))
+
+
+def rows(n: int, *, is_sized: bool) -> DataLoader[Any]:
+    data: Any = torch.arange(float(n)).unsqueeze(1).expand(n, 2) if is_sized else Endless(n)
+    return DataLoader(data, batch_size=1)
+
+
+def of_loader(n: int, index: int) -> list[Any]:
+    """What three batches, or two, come to in steps of two."""
+    drawn = [(float(i), i, index) for i in range(n)]
+    return [drawn[:2], drawn[2:]] if n > 2 else [drawn]
+
+
+@pytest.mark.parametrize("is_sized", [True, False])
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+@pytest.mark.parametrize("lengths", [(3,), (3, 2)])
+def test_evaluation_steps_that_take_an_iterator_draw_their_batches_from_it(
+    build: Any, stage: str, lengths: tuple[int, ...], is_sized: bool
+) -> None:
+    module, loaders = Drawing(), [rows(n, is_sized=is_sized) for n in lengths]
+    result = evaluated(build(callbacks=[], logger=False), stage, module, loaders)
+    assert module.drawn == [step for index, n in enumerate(lengths) for step in of_loader(n, index)]
+    if stage == "predict":
+        first = [torch.tensor([0.0, 1.0]), torch.tensor([2.0])]
+        torch.testing.assert_close(result, first if len(lengths) == 1 else [first, [torch.tensor([0.0, 1.0])]])
+    else:
+        assert result[0] == {"value" if len(lengths) == 1 else "value/dataloader_idx_0": 1.5}
+
+
+def test_limited_iterator_of_a_step_ends_at_the_limit(build: Any) -> None:
+    module = Drawing()
+    build(callbacks=[], logger=False, limit_val_batches=2).trainer.validate(module, rows(5, is_sized=True))
+    assert module.drawn == [[(0.0, 0, 0), (1.0, 1, 0)]]
+
+
+def test_validation_in_fit_gives_the_iterator_too(build: Any) -> None:
+    module = Drawing()
+    module.transfer_batch_to_device = lambda batch, device, dataloader_idx: batch  # type: ignore[method-assign]
+    build(callbacks=[], logger=False, max_epochs=2).trainer.fit(module, rows(2, is_sized=True), rows(3, is_sized=True))
+    assert module.drawn == of_loader(3, 0) * 2

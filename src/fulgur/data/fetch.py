@@ -176,7 +176,7 @@ def _say_that_none_is_skipped() -> None:
 
 
 class StepIterator:
-    """What a ``training_step(dataloader_iter)`` gets: an iterator over ``(batch, batch_idx, dataloader_idx)``.
+    """What a step that takes a ``dataloader_iter`` gets: an iterator over ``(batch, batch_idx, dataloader_idx)``.
 
     The loop advances once a step; a step that draws nothing leaves the batch for the next one. A sized loader is not
     asked for a batch before the step draws it.
@@ -189,7 +189,7 @@ class StepIterator:
         self._ahead: Any = _END if fetch.is_sized else next(self._batches, _END)
         self._ahead_is_last = fetch.is_last
         fetch.n_held = int(self._ahead is not _END)
-        self.is_last = not fetch.is_sized and self._ahead is _END
+        self.is_last = not fetch.n_batches if fetch.is_sized else self._ahead is _END
 
     @property
     def has_more(self) -> bool:
@@ -218,8 +218,8 @@ class StepIterator:
             self.is_last = self.fetch.is_last or batch is _END
             if batch is _END:
                 raise StopIteration(
-                    f"The training loader ended after {self.n_drawn} batches, and its length says "
-                    f"{self.fetch.n_batches}. Correct its __len__, or set limit_train_batches={self.n_drawn}."
+                    f"The loader ended after {self.n_drawn} batches, and its length says {self.fetch.n_batches}. "
+                    f"Correct its __len__, or limit its batches to {self.n_drawn} by the Trainer's argument."
                 )
             return batch
         batch, self.is_last = self._ahead, self._ahead_is_last
@@ -229,9 +229,9 @@ class StepIterator:
         return batch
 
 
-def iterator_steps(fetch: Fetch) -> Iterator[StepIterator]:
-    """Hand the iterator itself to each step, for ``training_step(dataloader_iter)``."""
-    iterator, is_last = StepIterator(fetch), False
+def iterator_steps(fetch: Fetch, dataloader_idx: int = 0) -> Iterator[StepIterator]:
+    """Hand the iterator itself to each step, for one that takes a ``dataloader_iter``."""
+    iterator, is_last = StepIterator(fetch, dataloader_idx), False
     while iterator.has_more:
         fetch.is_last = is_last = iterator.draws_last
         yield iterator

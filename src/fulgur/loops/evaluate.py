@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from fulgur.data.fetch import iterator_steps
 from fulgur.hooks import Calls, EvalHooks
 from fulgur.logged import SUFFIX, Entry, Scope
 from fulgur.loops.earlier import log_returned
@@ -34,6 +35,7 @@ class EvalPlan:
     Attributes:
         module: Whose modes are put to eval and back.
         step: Takes ``(batch, batch_idx)``, and ``dataloader_idx`` after them if `passes_loader_idx`.
+        takes_iterator: Whether the step draws its batches itself.
         passes_loader_idx: Whether there are several loaders, which the step and its hooks tell apart by an index.
         model_eval: Puts the model into eval mode.
         model_train: The module's ``on_*_model_train`` where overridden; else modes are restored one by one.
@@ -49,6 +51,7 @@ class EvalPlan:
     model_eval: Callable[[], Any]
     model_train: Callable[[], Any] | None
     epoch_end: Callable[[Any], Any] | None
+    takes_iterator: bool = False
 
 
 class EvaluationLoop(EvaluationLoopView):
@@ -153,8 +156,8 @@ class EvaluationLoop(EvaluationLoopView):
         fetch = self.feed.fetch(index, plan.transfers[index], at_most)
         if fetch.weigh is not None:
             fetch.uncounted = uncounted(metrics, self.stage)
-        for batch_idx, batch in enumerate(fetch):
-            if not fetch.weight:  # other ranks need this one for their step
+        for batch_idx, batch in enumerate(iterator_steps(fetch, index) if plan.takes_iterator else fetch):
+            if not fetch.weight and not plan.takes_iterator:  # other ranks need this one for their step
                 metrics.scope = step_scope
                 step(batch, batch_idx, *extra)
                 fetch.count_again()
@@ -172,6 +175,8 @@ class EvaluationLoop(EvaluationLoopView):
                 hook(output, batch, batch_idx, *extra)
             if kept is not None and output is not None:
                 kept.append(output)
+            if plan.takes_iterator:
+                fetch.count_again()
             metrics.batch = batch = output = None  # their memory is free while the next batch is loaded and evaluated
             if metrics.has_eval_steps and writes:
                 pending.append((self.seen[index] + batch_idx, metrics.take_eval_step(self.stage)))

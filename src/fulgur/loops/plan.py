@@ -168,7 +168,7 @@ def build_plan(
         has_outputs=reads_outputs or keeps_outputs,
         epoch_outputs=[] if keeps_outputs else None,
         training_epoch_end=epoch_end,
-        takes_iterator="dataloader_iter" in parameters,
+        takes_iterator=takes_iterator(module.training_step),
         optimizers=setup.optimizers,
         backward=module.backward if own("backward") else None,
     )
@@ -240,7 +240,7 @@ def step_of(
     """The module's step `name`, wrapped by 1.x ``*_step_end``, precision and strategy.
 
     Takes ``(batch, batch_idx)``, and ``dataloader_idx`` after them if `passes_loader_idx`; hands on what the user's
-    function asks for.
+    function asks for. For one that `takes_iterator` the iterator stands in the place of the batch.
     """
     bound = getattr(module, name)
     step = _with_arguments(bound, name, passes_loader_idx)
@@ -260,6 +260,8 @@ def _with_arguments(step: Callable[..., Any], name: str, passes_loader_idx: bool
     takes_all = "*" in parameters
     names = [p for p in parameters if p != "*"]
     _check_arguments(step, name, n_given=3 if passes_loader_idx else 2)
+    if "dataloader_iter" in names:
+        return lambda iterator, *indices, **more: step(iterator, **more)
     if passes_loader_idx:
         if not takes_all and "dataloader_idx" not in names and len(names) < 3:
             raise RuntimeError(
@@ -267,8 +269,6 @@ def _with_arguments(step: Callable[..., Any], name: str, passes_loader_idx: bool
                 f"Write {name}(self, batch, batch_idx, dataloader_idx=0)."
             )
         return _by_name(step) if _has_unusual_places(step) else step
-    if "dataloader_iter" in names:
-        return lambda iterator, batch_idx: step(iterator)
     if name != "training_step" or "dataloader_idx" not in names:
         if _has_unusual_places(step):
             return _by_name(step)
@@ -279,6 +279,11 @@ def _with_arguments(step: Callable[..., Any], name: str, passes_loader_idx: bool
     if "batch_idx" in names and len(names) == 1:
         raise MisconfigurationException(f"{name} takes batch_idx and no batch. Write {name}(self, batch, batch_idx).")
     return lambda batch, batch_idx, **more: step(batch, **more)
+
+
+def takes_iterator(step: Callable[..., Any]) -> bool:
+    """Whether a user's step draws its batches itself, from an iterator."""
+    return "dataloader_iter" in _positional(step)
 
 
 def _check_arguments(step: Callable[..., Any], name: str, n_given: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from fulgur.data.fetch import iterator_steps
 from fulgur.data.position import PlacedLoader
 from fulgur.data.transfer import move_to_device
 from fulgur.hooks import Calls
@@ -85,10 +86,10 @@ class PredictLoop(EvaluationLoopView):
         extra = (index,) if plan.passes_loader_idx else ()
         fetch = self.feed.fetch(index, plan.transfers[index])
         recorded = None
-        if self.records_indices:
+        if self.records_indices and not plan.takes_iterator:
             fetch.loader, recorded = _recording(fetch.loader)
-        for batch_idx, batch in enumerate(fetch):
-            if not fetch.weight:  # other ranks need this one for their step
+        for batch_idx, batch in enumerate(iterator_steps(fetch, index) if plan.takes_iterator else fetch):
+            if not fetch.weight and not plan.takes_iterator:  # other ranks need this one for their step
                 plan.step(batch, batch_idx, *extra)
                 continue
             self.current = (index, batch_idx)
