@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fulgur.callbacks.checkpoint import Checkpoint as Checkpoint
+    from fulgur.callbacks.device_stats_monitor import DeviceStatsMonitor as DeviceStatsMonitor
     from fulgur.callbacks.early_stopping import EarlyStopping as EarlyStopping
     from fulgur.callbacks.early_stopping import EarlyStoppingReason as EarlyStoppingReason
     from fulgur.callbacks.finetuning import BackboneFinetuning as BackboneFinetuning
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from fulgur.callbacks.prediction_writer import BasePredictionWriter as BasePredictionWriter
     from fulgur.callbacks.progress import ProgressBar as ProgressBar
     from fulgur.callbacks.progress import RichProgressBar as RichProgressBar
+    from fulgur.callbacks.pruning import ModelPruning as ModelPruning
     from fulgur.callbacks.rich_model_summary import RichModelSummary as RichModelSummary
+    from fulgur.callbacks.spike import SpikeDetection as SpikeDetection
     from fulgur.callbacks.stochastic_weight_avg import StochasticWeightAveraging as StochasticWeightAveraging
     from fulgur.callbacks.timer import Timer as Timer
     from fulgur.callbacks.tqdm_progress import TQDMProgressBar as TQDMProgressBar
@@ -37,6 +40,7 @@ __all__ = [
     "BasePredictionWriter",
     "Callback",
     "Checkpoint",
+    "DeviceStatsMonitor",
     "EMAWeightAveraging",
     "EarlyStopping",
     "EarlyStoppingReason",
@@ -45,11 +49,13 @@ __all__ = [
     "LambdaCallback",
     "LearningRateMonitor",
     "ModelCheckpoint",
+    "ModelPruning",
     "ModelSummary",
     "OnExceptionCheckpoint",
     "ProgressBar",
     "RichModelSummary",
     "RichProgressBar",
+    "SpikeDetection",
     "StochasticWeightAveraging",
     "TQDMProgressBar",
     "Timer",
@@ -62,6 +68,7 @@ _HOMES = {
     "BasePredictionWriter": "fulgur.callbacks.prediction_writer",
     "Callback": "fulgur.hooks",
     "Checkpoint": "fulgur.callbacks.checkpoint",
+    "DeviceStatsMonitor": "fulgur.callbacks.device_stats_monitor",
     "EMAWeightAveraging": "fulgur.callbacks.weight_averaging",
     "EarlyStopping": "fulgur.callbacks.early_stopping",
     "EarlyStoppingReason": "fulgur.callbacks.early_stopping",
@@ -70,11 +77,13 @@ _HOMES = {
     "LambdaCallback": "fulgur.callbacks.lambda_function",
     "LearningRateMonitor": "fulgur.callbacks.lr_monitor",
     "ModelCheckpoint": "fulgur.callbacks.model_checkpoint",
+    "ModelPruning": "fulgur.callbacks.pruning",
     "ModelSummary": "fulgur.callbacks.model_summary",
     "OnExceptionCheckpoint": "fulgur.callbacks.on_exception_checkpoint",
     "ProgressBar": "fulgur.callbacks.progress",
     "RichModelSummary": "fulgur.callbacks.rich_model_summary",
     "RichProgressBar": "fulgur.callbacks.progress",
+    "SpikeDetection": "fulgur.callbacks.spike",
     "StochasticWeightAveraging": "fulgur.callbacks.stochastic_weight_avg",
     "TQDMProgressBar": "fulgur.callbacks.tqdm_progress",
     "Timer": "fulgur.callbacks.timer",

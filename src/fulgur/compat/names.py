@@ -160,14 +160,16 @@ _PYTORCH: dict[str, dict[str, str]] = {
     "accelerators.mps": _MPS,
     "callbacks": {
         "fulgur.hooks": "Callback",
-        "fulgur.callbacks": "BackboneFinetuning BaseFinetuning BasePredictionWriter Checkpoint EMAWeightAveraging "
-        "EarlyStopping GradientAccumulationScheduler LambdaCallback LearningRateMonitor ModelCheckpoint ModelSummary "
-        "OnExceptionCheckpoint ProgressBar ProgressBarBase=ProgressBar RichModelSummary RichProgressBar "
-        "StochasticWeightAveraging TQDMProgressBar Timer WeightAveraging",
+        "fulgur.callbacks": "BackboneFinetuning BaseFinetuning BasePredictionWriter Checkpoint DeviceStatsMonitor "
+        "EMAWeightAveraging EarlyStopping GradientAccumulationScheduler LambdaCallback LearningRateMonitor "
+        "ModelCheckpoint ModelPruning ModelSummary OnExceptionCheckpoint ProgressBar ProgressBarBase=ProgressBar "
+        "RichModelSummary RichProgressBar SpikeDetection StochasticWeightAveraging TQDMProgressBar Timer "
+        "WeightAveraging",
     },
     "callbacks.base": _CALLBACK,
     "callbacks.callback": _CALLBACK,
     "callbacks.checkpoint": {"fulgur.callbacks.checkpoint": "Checkpoint"},
+    "callbacks.device_stats_monitor": {"fulgur.callbacks.device_stats_monitor": "DeviceStatsMonitor"},
     "callbacks.early_stopping": {"fulgur.callbacks.early_stopping": "EarlyStopping EarlyStoppingReason"},
     "callbacks.finetuning": {"fulgur.callbacks.finetuning": "BackboneFinetuning BaseFinetuning multiplicative"},
     "callbacks.gradient_accumulation_scheduler": {
@@ -184,7 +186,9 @@ _PYTORCH: dict[str, dict[str, str]] = {
     "callbacks.progress.progress_bar": _BAR,
     "callbacks.progress.rich_progress": _RICH_BAR,
     "callbacks.progress.tqdm_progress": _TQDM_BAR,
+    "callbacks.pruning": {"fulgur.callbacks.pruning": "ModelPruning"},
     "callbacks.rich_model_summary": {"fulgur.callbacks.rich_model_summary": "RichModelSummary"},
+    "callbacks.spike": {"fulgur.callbacks.spike": "SpikeDetection"},
     "callbacks.stochastic_weight_avg": {"fulgur.callbacks.stochastic_weight_avg": "StochasticWeightAveraging"},
     "callbacks.timer": {"fulgur.callbacks.timer": "Interval Timer"},
     "callbacks.weight_averaging": {"fulgur.callbacks.weight_averaging": "EMAWeightAveraging WeightAveraging"},
@@ -356,6 +360,7 @@ _FABRIC: dict[str, dict[str, str]] = {
         "fulgur.rng": "reset_seed seed_everything",
         f"{_S}.seeds": "pl_worker_init_function",
     },
+    "utilities.spike": {"fulgur.callbacks.spike": "SpikeDetection TrainingSpikeException"},
     "utilities.throughput": {f"{_S}.sizes": "measure_flops"},
     "utilities.types": _TYPES,
     "utilities.warnings": _WARNINGS,
