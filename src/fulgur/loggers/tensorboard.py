@@ -86,6 +86,8 @@ class TensorBoardLogger(Logger):
         self._hparams_with_default_metric: dict[str, Any] | None = None
         self._hparams_written = False
         self._resumed_after: int | None = None
+        self._purges = False
+        self._max_step = -1
         self.hparams: dict[str, Any] = {}
 
     @property
@@ -131,7 +133,7 @@ class TensorBoardLogger(Logger):
             if not is_remote(self.log_dir):
                 make_dir(self.log_dir)
             kwargs = self._writer_kwargs
-            if self._resumed_after is not None:
+            if self._resumed_after is not None and self._purges:
                 kwargs = {"purge_step": self._resumed_after + 1} | kwargs
             self._experiment = SummaryWriter(log_dir=self.log_dir, **kwargs)
         return self._experiment
@@ -141,16 +143,26 @@ class TensorBoardLogger(Logger):
         return [self._version] if self._version is not None else [*find_versions(self.root_dir)]
 
     def position(self) -> dict[str, Any]:
-        """This version. What was recorded is on the disk."""
+        """This version, and how far its event files have come. What was recorded is on the disk."""
         self.save()
-        return {"version": self.version} if self._experiment is not None else {}
+        if self._experiment is None:
+            return {}
+        sizes = {os.path.relpath(path, self.log_dir): os.path.getsize(path) for path in self._event_files()}
+        return {"version": self.version, "sizes": sizes, "max_step": self._max_step}
+
+    def _event_files(self) -> list[str]:
+        """Event files of this version, those of charts with several curves too; none where they lie behind a URL."""
+        if is_remote(self.log_dir):
+            return []
+        found = (os.path.join(folder, name) for folder, _, names in os.walk(self.log_dir) for name in names)
+        return [path for path in found if "tfevents" in os.path.basename(path)]
 
     @rank_zero_only
     def resume_at(self, position: dict[str, Any], step: int) -> None:
-        """Go on with an earlier version; TensorBoard drops its later points. Nothing if another one was chosen.
+        """Go on with an earlier version, whose event files are cut to where they were. Nothing if another was chosen.
 
-        The points at `step` itself are kept. Where a validation that follows the checkpoint had been recorded there,
-        its point comes a second time, with the same value.
+        Files behind a URL cannot be cut: there TensorBoard drops the points after `step`, and one that follows the
+        checkpoint at `step` itself, of a validation, comes a second time with the same value.
         """
         if self._version not in (None, position["version"]):
             return
@@ -158,6 +170,19 @@ class TensorBoardLogger(Logger):
             self._experiment.close()
             self._experiment = None
         self._version, self._resumed_after = position["version"], step
+        self._max_step = position.get("max_step", -1)
+        # Points of evaluation batches have an axis of their own, and may lie beyond the step: those are to stay.
+        self._purges = self._max_step <= step
+        if position.get("sizes"):
+            self._cut(position["sizes"])
+
+    def _cut(self, sizes: Mapping[str, int]) -> None:
+        for path in self._event_files():
+            size = sizes.get(os.path.relpath(path, self.log_dir))
+            if size is None:
+                os.remove(path)
+            elif os.path.getsize(path) > size:
+                os.truncate(path, size)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -172,6 +197,7 @@ class TensorBoardLogger(Logger):
             ValueError: A value is no scalar.
         """
         experiment = self.experiment
+        self._max_step = max(self._max_step, step or 0)
         scalars: dict[str, float] = {}
         for name, value in with_prefix(metrics, self._prefix).items():
             if isinstance(value, Mapping):

@@ -390,3 +390,48 @@ def test_logger_dropped_without_finalize_warns_of_nothing(tmp_path: Path) -> Non
     logger.save()
     del logger
     gc.collect()
+
+
+# going on with an earlier version
+
+
+def resumed(logger: TensorBoardLogger, position: dict[str, Any], step: int) -> TensorBoardLogger:
+    another = TensorBoardLogger(logger.save_dir, "n")
+    another.resume_at(position, step)
+    return another
+
+
+def test_points_after_the_position_are_gone_and_those_at_its_step_stay_once(logger: TensorBoardLogger) -> None:
+    logger.log_metrics({"loss": 1.0, "pair": {"a": 1.0, "b": 2.0}}, step=3)
+    position = logger.position()
+    logger.log_metrics({"val": 5.0}, step=3)  # a validation after the checkpoint
+    logger.log_metrics({"loss": 2.0, "pair": {"a": 3.0, "c": 2.0}}, step=4)
+    logger.finalize("failed")
+    another = resumed(logger, position, 3)
+    for metrics, step in (({"val": 5.0}, 3), ({"loss": 2.0, "pair": {"a": 3.0, "c": 2.0}}, 4)):
+        another.log_metrics(metrics, step=step)
+    another.finalize("success")
+    assert scalars_of(another.log_dir) == {"loss": [(3, 1.0), (4, 2.0)], "val": [(3, 5.0)]}
+    assert scalars_of(os.path.join(another.log_dir, "pair_a"))["pair"] == [(3, 1.0), (4, 3.0)]
+    assert scalars_of(os.path.join(another.log_dir, "pair_c"))["pair"] == [(4, 2.0)]
+
+
+def test_points_on_an_axis_that_is_ahead_stay(logger: TensorBoardLogger) -> None:
+    logger.log_metrics({"of_batches": 1.0}, step=100)
+    logger.log_metrics({"loss": 1.0}, step=3)
+    position = logger.position()
+    logger.finalize("failed")
+    another = resumed(logger, position, 3)
+    another.log_metrics({"loss": 2.0}, step=4)
+    another.finalize("success")
+    assert scalars_of(another.log_dir) == {"of_batches": [(100, 1.0)], "loss": [(3, 1.0), (4, 2.0)]}
+
+
+def test_position_of_a_version_that_tells_no_sizes_drops_the_points_after_its_step(logger: TensorBoardLogger) -> None:
+    for step in (1, 2):
+        logger.log_metrics({"loss": float(step)}, step=step)
+    logger.finalize("failed")
+    another = resumed(logger, {"version": 0}, 1)
+    another.log_metrics({"loss": 7.0}, step=2)
+    another.finalize("success")
+    assert scalars_of(another.log_dir) == {"loss": [(1, 1.0), (2, 7.0)]}
