@@ -123,8 +123,8 @@ def _without_following(running: dict[str, Any]) -> None:
     if any("loader" in loader for loader in running["loaders"]):
         raise CheckpointError(
             "The checkpoint was saved by another number of ranks, within an epoch of a loader that keeps its own "
-            "position (state_dict), which may count batches of another size. Resume with as many ranks as it was saved by, or "
-            "from a checkpoint of an epoch's end."
+            "position (state_dict), which may count batches of another size. Resume with as many ranks as it was saved "
+            "by, or from a checkpoint of an epoch's end."
         )
     is_ahead = "following" in running["fetch"] or running.pop("following", None) is not None
     if is_ahead:
