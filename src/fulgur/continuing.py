@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from fulgur import slurm
 from fulgur.checkpoint.load import load_checkpoint
-from fulgur.checkpoint.location import modified_at
+from fulgur.checkpoint.location import META_FILE, is_sharded, modified_at
 from fulgur.checkpoint.newest import find_newest
-from fulgur.checkpoint.sharded import META_FILE, is_sharded
 from fulgur.checkpoint.verify import verify_checkpoint
 from fulgur.checkpoint.write import checkpoint_exists
 from fulgur.errors import PossibleUserWarning

@@ -473,9 +473,11 @@ def test_parameters_of_a_manual_module_itself_are_refused() -> None:
 
 
 def fit_compiled() -> tuple[Weights, Weights]:
-    net = build_net()
-    trainer(FSDPStrategy()).fit(torch.compile(net, backend="eager"), loader(4))  # type: ignore[arg-type]
-    return weights_of(net), fit({}, {})
+    """The last step is of two batches of unequal length."""
+    net, plain = build_net(), build_net()
+    trainer(FSDPStrategy()).fit(torch.compile(net, backend="eager"), loader(4, n_samples=14))  # type: ignore[arg-type]
+    trainer(FSDPStrategy()).fit(plain, loader(4, n_samples=14))
+    return weights_of(net), weights_of(plain)
 
 
 @pytest.mark.world_size(2)

@@ -20,8 +20,9 @@ from fulgur import LightningModule, Trainer
 from fulgur.callbacks import ModelCheckpoint
 from fulgur.checkpoint.io import AsyncCheckpointIO
 from fulgur.checkpoint.load import load_checkpoint
+from fulgur.checkpoint.location import META_FILE, is_sharded
 from fulgur.checkpoint.newest import find_newest
-from fulgur.checkpoint.sharded import INDEX_FILE, META_FILE, SHARDS_KEY, is_sharded
+from fulgur.checkpoint.sharded import INDEX_FILE, SHARDS_KEY
 from fulgur.checkpoint.sharded_read import load_index
 from fulgur.checkpoint.tools.commands import main
 from fulgur.checkpoint.verify import verify_checkpoint

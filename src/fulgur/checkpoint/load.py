@@ -13,8 +13,7 @@ from typing import IO, Any
 import torch
 
 from fulgur.checkpoint.allowed import allow, are_callbacks
-from fulgur.checkpoint.location import directory_of, is_remote, list_files, local_path
-from fulgur.checkpoint.sharded import is_sharded
+from fulgur.checkpoint.location import directory_of, is_remote, is_sharded, list_files, local_path
 from fulgur.checkpoint.verify import is_archive, open_verified, require_whole
 from fulgur.checkpoint.write import checkpoint_exists
 from fulgur.errors import CheckpointError, CheckpointRefusedError

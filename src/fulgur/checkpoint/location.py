@@ -7,6 +7,9 @@ import posixpath
 import re
 from typing import Any
 
+META_FILE = "meta.pt"
+"""In a sharded checkpoint: everything that is no shard."""
+
 # Two characters at least, so that a Windows drive is no protocol.
 _PROTOCOL = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.\-]+)://")
 
@@ -48,6 +51,11 @@ def directory_of(path: str | os.PathLike[str]) -> str:
         return os.path.dirname(local_path(path)) or "."
     protocol, rest = os.fspath(path).split("://", 1)
     return f"{protocol}://{posixpath.dirname(rest)}"
+
+
+def is_sharded(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a sharded checkpoint at `path`, whole or not: a directory, see `sharded.py`."""
+    return not is_remote(path) and os.path.isfile(os.path.join(local_path(path), META_FILE))
 
 
 def is_inside(path: str, directory: str) -> bool:

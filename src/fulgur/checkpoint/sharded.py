@@ -12,26 +12,17 @@ In `meta.pt` stands, where a file would have the tensor, the key that the tensor
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from fulgur.checkpoint.location import is_remote, local_path
-
-META_FILE = "meta.pt"
 INDEX_FILE = ".metadata"
 SHARDS_KEY = "fulgur_shards"
 """In `meta.pt`: what only sharded checkpoints have."""
 
 SHARDED_PARTS = ("state_dict", "optimizer_states")
 _STANDS_FOR = "fulgur.shard"
-
-
-def is_sharded(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a sharded checkpoint at `path`, whole or not."""
-    return not is_remote(path) and os.path.isfile(os.path.join(local_path(path), META_FILE))
 
 
 def take_shards(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

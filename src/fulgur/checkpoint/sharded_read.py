@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from fulgur.checkpoint.load import MapLocation, load_checkpoint
-from fulgur.checkpoint.location import local_path
-from fulgur.checkpoint.sharded import INDEX_FILE, META_FILE, SHARDS_KEY, keys_of, put_shards
+from fulgur.checkpoint.location import META_FILE, local_path
+from fulgur.checkpoint.sharded import INDEX_FILE, SHARDS_KEY, keys_of, put_shards
 from fulgur.checkpoint.verify import Verdict, verify_checkpoint
 from fulgur.errors import CheckpointError, CheckpointRefusedError
 

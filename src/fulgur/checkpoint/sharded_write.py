@@ -12,7 +12,7 @@ import pickle
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,8 +23,8 @@ from torch import Tensor
 
 from fulgur.checkpoint.exchange import put_in_place
 from fulgur.checkpoint.io import AsyncCheckpointIO
-from fulgur.checkpoint.location import is_remote, local_path
-from fulgur.checkpoint.sharded import INDEX_FILE, META_FILE, SHARDS_KEY, is_sharded, take_shards
+from fulgur.checkpoint.location import META_FILE, is_remote, is_sharded, local_path
+from fulgur.checkpoint.sharded import INDEX_FILE, SHARDS_KEY, take_shards
 from fulgur.checkpoint.temporary import LOCK_FILE, mark_as_written, remove_leftovers, temporary_name
 from fulgur.checkpoint.write import make_directory, sync_directory, write_checkpoint
 from fulgur.errors import CheckpointError
@@ -49,7 +49,7 @@ class Ranks(Protocol):
     @property
     def world_size(self) -> int: ...
 
-    def open_store(self, name: str) -> Any: ...
+    def open_stores(self, name: str, connections: Sequence[str]) -> list[Any]: ...
 
     def broadcast(self, obj: Any, src: int = 0) -> Any: ...
 
@@ -122,7 +122,7 @@ def save_sharded(
     if background is None:
         _save_now(plan, plain, locals_, target, temporary, ranks)
     else:
-        store = ranks.open_store("sharded")
+        (store,) = ranks.open_stores("sharded", ("sharded",))
         write = partial(_save_in_thread, plan, target, temporary, store, ranks, timeout_s)
         background.begin({"plain": plain if ranks.global_rank == 0 else {}, "locals": locals_}, write, os.fspath(path))
 

@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, Literal
 
-from fulgur.checkpoint.location import is_remote, local_path, open_filesystem
+from fulgur.checkpoint.location import is_remote, is_sharded, local_path, open_filesystem
 from fulgur.checkpoint.seal import END_OF_ARCHIVE, END_SIZE, TAIL_SIZE, Seal, read_seal
-from fulgur.checkpoint.sharded import is_sharded
 from fulgur.errors import CheckpointError
 
 Kind = Literal["good", "unsealed", "empty", "truncated", "damaged", "foreign"]

@@ -8,7 +8,9 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
 from fulgur.errors import MisconfigurationException
-from fulgur.optim.over_meshes import are_plain, clip_norm, clip_value, local_parts
+
+_PLAIN = frozenset({Tensor, torch.nn.Parameter})
+"""Types of tensors that are whole, and on this process alone."""
 
 
 def clip_gradients(optimizer: Optimizer, clip_val: float, algorithm: str = "norm") -> None:
@@ -28,7 +30,9 @@ def clip_gradients(optimizer: Optimizer, clip_val: float, algorithm: str = "norm
     if clip_val <= 0:
         return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if not are_plain(parameters) and algorithm in ("norm", "value"):
+    if not _PLAIN.issuperset(map(type, parameters)) and algorithm in ("norm", "value"):
+        from fulgur.optim.over_meshes import clip_norm, clip_value
+
         (clip_norm if algorithm == "norm" else clip_value)(parameters, clip_val)
     elif algorithm == "norm":
         clip_grad_norm_(parameters, clip_val, error_if_nonfinite=False)
@@ -50,4 +54,8 @@ def scale_gradients(optimizer: Optimizer, factor: float) -> None:
 def gradients_of(optimizer: Optimizer) -> list[Tensor]:
     """Gradients of an optimizer's parameters, where there are any; of what is spread over ranks, this one's part."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return gradients if are_plain(gradients) else local_parts(gradients)
+    if _PLAIN.issuperset(map(type, gradients)):
+        return gradients
+    from fulgur.optim.over_meshes import local_parts
+
+    return local_parts(gradients)

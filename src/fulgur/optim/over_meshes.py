@@ -9,13 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
-_PLAIN = frozenset({Tensor, torch.nn.Parameter})
-
-
-def are_plain(tensors: Iterable[Tensor]) -> bool:
-    """Whether all of them are whole, and on this process alone."""
-    return _PLAIN.issuperset(map(type, tensors))
-
 
 def local_parts(tensors: Iterable[Any]) -> list[Tensor]:
     """What this rank holds of each; changing it changes the tensor."""

@@ -21,6 +21,7 @@ from fulgur.strategies.parallel import ParallelStrategy
 from fulgur.strategies.routing import (
     GradientSync,
     RoutedTraining,
+    demanding_loss,
     is_sharded_whole,
     route_evaluation,
     route_training,
@@ -150,7 +151,9 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
             self._zero_pass = None
         self.lightning_module = self.model = module
         if is_sharded_whole(module) or _are_parts(module):
+            self._check_manual(module)
             return self.model  # by an earlier call, or by the user in configure_model
+        self._check_manual(module)
         share_initial_state(module, self.root_device)
         if self.sync_batchnorm:
             share_batch_norms(module, self.root_device)
@@ -188,7 +191,6 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
             fully_shard(module, mp_policy=own, **arguments)
             _name_like(type(module), known_as)
             return
-        self._check_manual(module)
         for child in callable_children(module):
             if not is_sharded_whole(child):
                 fully_shard(child, mp_policy=policy, **arguments)
@@ -221,7 +223,14 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
             arguments["ignored_params"] = ignored
         return arguments
 
-    def _check_manual(self, module: nn.Module) -> None:
+    def _check_manual(self, module: Any) -> None:
+        if module.automatic_optimization:
+            return
+        if is_sharded_whole(module):
+            raise MisconfigurationException(
+                f"{type(module).__name__} optimizes manually, and fully_shard was applied to it as a whole: it goes "
+                "backward while its forward pass is under way. Apply fully_shard to its children instead."
+            )
         own = [name for name, _ in module.named_parameters(recurse=False)]
         if own:
             raise MisconfigurationException(
@@ -234,6 +243,7 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
     def wrap_step(self, step: Callable[..., Any], *, name: str = "training_step") -> Callable[..., Any]:
         module = self.lightning_module
         if not is_sharded_whole(module):
+            self._sync = self._training = None
             return step  # its children are called by the step, and gather themselves
         if name != "training_step":
             return route_evaluation(module, step, list(module.buffers()) if self.world_size > 1 else ())
@@ -241,6 +251,7 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
         if module.compiler is not None:
             # dynamo's own, as it looks at parameters that have just been gathered
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+            step = demanding_loss(step, "a compiled module under FSDP") if self.world_size > 1 else step
         if self.world_size == 1 or module.compiler is not None:
             return route_training(module, step)
         if self._zero_pass is None:
@@ -255,9 +266,13 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
         return GradientSync(self.lightning_module).off()
 
     def build_votes(self, agreement: Agreement) -> Votes | None:
-        if self._training is None:
+        if self._sync is None or self.world_size == 1:
             return None
-        return open_votes(self, agreement, self._training.take_zero_loss)
+        return open_votes(self, agreement, self._training.take_zero_loss if self._training is not None else _nothing)
+
+
+def _nothing() -> None:
+    """The loss of no batch where every batch has one."""
 
 
 def _name_like(cls: type, original: type) -> None:

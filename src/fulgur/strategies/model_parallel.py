@@ -14,7 +14,13 @@ from fulgur.errors import MisconfigurationException
 from fulgur.mesh import DATA_PARALLEL, build_mesh, resolve_parallel_sizes
 from fulgur.strategies.distributed_state import place_without_parameters, share_initial_state
 from fulgur.strategies.parallel import ParallelStrategy
-from fulgur.strategies.routing import GradientSync, is_sharded_whole, route_evaluation, route_training
+from fulgur.strategies.routing import (
+    GradientSync,
+    demanding_loss,
+    is_sharded_whole,
+    route_evaluation,
+    route_training,
+)
 from fulgur.strategies.sharded_files import ShardedFiles
 from fulgur.strategies.units import materialize
 from fulgur.strategies.votes import Votes, open_votes
@@ -167,7 +173,7 @@ class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
             return route_evaluation(module, step) if is_sharded_whole(module) else step
         self._sync = GradientSync(module)
         if self.data_size > 1:
-            step = _demanding_loss(step)
+            step = demanding_loss(step, "ModelParallelStrategy with data_parallel_size > 1")
         return route_training(module, step) if is_sharded_whole(module) else step
 
     def set_grad_sync(self) -> Callable[[bool], None] | None:
@@ -180,21 +186,6 @@ class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
         if self.data_size == 1 or not self.lightning_module.automatic_optimization:
             return None
         return open_votes(self, agreement, lambda: None)
-
-
-def _demanding_loss(step: Callable[..., Any]) -> Callable[..., Any]:
-    """`step`, with an error where it returns None: the ranks that share its layers may be waiting for this one."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        outputs = step(*args, **kwargs)
-        if outputs is None:
-            raise MisconfigurationException(
-                "training_step returned None, and ModelParallelStrategy with data_parallel_size > 1 cannot leave out a "
-                "batch on some ranks only. Return a loss of zero, for example 0 * loss."
-            )
-        return outputs
-
-    return run
 
 
 def _configures_model(module: Any) -> bool:

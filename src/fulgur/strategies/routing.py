@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fulgur.errors import MisconfigurationException
 from fulgur.strategies.zero_pass import ZeroPass
 
 
@@ -59,6 +60,21 @@ def route_training(module: Any, step: Callable[..., Any]) -> Callable[..., Any]:
         return routed(*args, **kwargs)
 
     return train
+
+
+def demanding_loss(step: Callable[..., Any], who: str) -> Callable[..., Any]:
+    """`step`, with an error that names `who` where it returns None: other ranks may be waiting for this one."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        outputs = step(*args, **kwargs)
+        if outputs is None:
+            raise MisconfigurationException(
+                f"training_step returned None, and {who} cannot leave out a batch on some ranks only. Return a loss of "
+                "zero, for example 0 * loss."
+            )
+        return outputs
+
+    return run
 
 
 class RoutedTraining:

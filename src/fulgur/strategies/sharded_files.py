@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fulgur.checkpoint.io import AsyncCheckpointIO, CheckpointIO, TorchCheckpointIO
-from fulgur.checkpoint.sharded import is_sharded
+from fulgur.checkpoint.location import is_sharded
 from fulgur.errors import CheckpointError, MisconfigurationException
 from fulgur.strategies.distributed_state import (
     OwnLayout,

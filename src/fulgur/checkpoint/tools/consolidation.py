@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from fulgur.checkpoint.sharded import is_sharded
+from fulgur.checkpoint.location import is_sharded
 from fulgur.checkpoint.tools.command import Command, Outcome
 from fulgur.checkpoint.tools.conversion import metadata_of
 from fulgur.checkpoint.tools.safetensors_file import SAFETENSORS

@@ -11,9 +11,8 @@ from datetime import datetime
 from typing import Any, Literal
 
 from fulgur.checkpoint.load import load_checkpoint
-from fulgur.checkpoint.location import canonical, is_remote, join, list_files, local_path, modified_at
+from fulgur.checkpoint.location import canonical, is_remote, is_sharded, join, list_files, local_path, modified_at
 from fulgur.checkpoint.seal import describe
-from fulgur.checkpoint.sharded import is_sharded
 from fulgur.checkpoint.tools.command import Command, Outcome, Table
 from fulgur.checkpoint.tools.show import format_size
 from fulgur.checkpoint.tools.source import is_directory, open_file, size_of

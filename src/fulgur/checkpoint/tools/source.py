@@ -10,8 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from fulgur.checkpoint.load import load_checkpoint
-from fulgur.checkpoint.location import is_remote, local_path, open_filesystem
-from fulgur.checkpoint.sharded import is_sharded
+from fulgur.checkpoint.location import is_remote, is_sharded, local_path, open_filesystem
 from fulgur.checkpoint.sharded_read import load_sharded
 from fulgur.checkpoint.tools.safetensors_file import (
     SAFETENSORS,

@@ -9,8 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from fulgur.checkpoint.location import is_remote, join, local_path, open_filesystem
-from fulgur.checkpoint.sharded import is_sharded
+from fulgur.checkpoint.location import is_remote, is_sharded, join, local_path, open_filesystem
 from fulgur.checkpoint.tools.command import Command, Outcome, Table
 from fulgur.checkpoint.tools.source import is_directory
 from fulgur.checkpoint.verify import verify_checkpoint
