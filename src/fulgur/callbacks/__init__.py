@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fulgur.callbacks.rich_model_summary import RichModelSummary as RichModelSummary
     from fulgur.callbacks.spike import SpikeDetection as SpikeDetection
     from fulgur.callbacks.stochastic_weight_avg import StochasticWeightAveraging as StochasticWeightAveraging
+    from fulgur.callbacks.throughput_monitor import ThroughputMonitor as ThroughputMonitor
     from fulgur.callbacks.timer import Timer as Timer
     from fulgur.callbacks.tqdm_progress import TQDMProgressBar as TQDMProgressBar
     from fulgur.callbacks.weight_averaging import EMAWeightAveraging as EMAWeightAveraging
@@ -58,6 +59,7 @@ __all__ = [
     "SpikeDetection",
     "StochasticWeightAveraging",
     "TQDMProgressBar",
+    "ThroughputMonitor",
     "Timer",
     "WeightAveraging",
 ]
@@ -86,6 +88,7 @@ _HOMES = {
     "SpikeDetection": "fulgur.callbacks.spike",
     "StochasticWeightAveraging": "fulgur.callbacks.stochastic_weight_avg",
     "TQDMProgressBar": "fulgur.callbacks.tqdm_progress",
+    "ThroughputMonitor": "fulgur.callbacks.throughput_monitor",
     "Timer": "fulgur.callbacks.timer",
     "WeightAveraging": "fulgur.callbacks.weight_averaging",
 }

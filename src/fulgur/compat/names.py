@@ -163,8 +163,8 @@ _PYTORCH: dict[str, dict[str, str]] = {
         "fulgur.callbacks": "BackboneFinetuning BaseFinetuning BasePredictionWriter Checkpoint DeviceStatsMonitor "
         "EMAWeightAveraging EarlyStopping GradientAccumulationScheduler LambdaCallback LearningRateMonitor "
         "ModelCheckpoint ModelPruning ModelSummary OnExceptionCheckpoint ProgressBar ProgressBarBase=ProgressBar "
-        "RichModelSummary RichProgressBar SpikeDetection StochasticWeightAveraging TQDMProgressBar Timer "
-        "WeightAveraging",
+        "RichModelSummary RichProgressBar SpikeDetection StochasticWeightAveraging TQDMProgressBar "
+        "ThroughputMonitor Timer WeightAveraging",
     },
     "callbacks.base": _CALLBACK,
     "callbacks.callback": _CALLBACK,
@@ -190,6 +190,7 @@ _PYTORCH: dict[str, dict[str, str]] = {
     "callbacks.rich_model_summary": {"fulgur.callbacks.rich_model_summary": "RichModelSummary"},
     "callbacks.spike": {"fulgur.callbacks.spike": "SpikeDetection"},
     "callbacks.stochastic_weight_avg": {"fulgur.callbacks.stochastic_weight_avg": "StochasticWeightAveraging"},
+    "callbacks.throughput_monitor": {"fulgur.callbacks.throughput_monitor": "ThroughputMonitor"},
     "callbacks.timer": {"fulgur.callbacks.timer": "Interval Timer"},
     "callbacks.weight_averaging": {"fulgur.callbacks.weight_averaging": "EMAWeightAveraging WeightAveraging"},
     "core": {**_MODULE, **_DATAMODULE},

@@ -1,0 +1,1 @@
+"""Small models and data to try things with."""
