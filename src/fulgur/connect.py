@@ -30,7 +30,6 @@ from fulgur.loops.plan import StepPlan, build_plan, step_of, takes_iterator
 from fulgur.module import LightningModule
 from fulgur.optim.configure import OptimizerSetup
 from fulgur.profilers.profiler import PassThroughProfiler
-from fulgur.profilers.wrap import TimedBatches, time_hooks, timed
 from fulgur.sources import (
     Call,
     can_validate,
@@ -41,6 +40,7 @@ from fulgur.sources import (
 from fulgur.states import RunningStage
 
 if TYPE_CHECKING:
+    from fulgur.loops.broken import SumsBefore
     from fulgur.strategies import Strategy
     from fulgur.trainer import Trainer
 
@@ -54,6 +54,7 @@ def connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> Non
     loop.hooks = collect(trainer.callbacks, module, trainer, LightningModule)
     loop.is_automatic = module.automatic_optimization
     loop.monitors_may_log = any(c.is_monitor and not _is_ours(c) for c in trainer.callbacks)
+    loop.sums_before = _sums_before(trainer)
     listens = bool(loop.hooks.on_before_zero_grad)
     loop.plan = build_plan(
         module,
@@ -85,6 +86,14 @@ def connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> Non
         writer.on_failure = partial(loop.call_soon, writer.wait)
 
 
+def _sums_before(trainer: Trainer) -> SumsBefore | None:
+    if trainer.fast_dev_run or not any(c.saves_on_exception for c in trainer.checkpoint_callbacks):
+        return None
+    from fulgur.loops.broken import SumsBefore
+
+    return SumsBefore(trainer.metrics, trainer.fit_loop.progress)
+
+
 def _is_ours(callback: Any) -> bool:
     return type(callback).__module__.startswith("fulgur.")
 
@@ -113,6 +122,8 @@ def _mean_over_ranks(strategy: Strategy, loss: Any) -> Any:
 
 def _profile_training(trainer: Trainer) -> None:
     """Measure hooks, steps, backward passes and optimizer steps; the latter hold the former two, as users know it."""
+    from fulgur.profilers.wrap import time_hooks, timed
+
     module, plan, profiler = trainer.lightning_module, trainer.fit_loop.plan, trainer.profiler
     prefix = f"[LightningModule]{type(module).__name__}"
     time_hooks(trainer.fit_loop.hooks, profiler)
@@ -136,7 +147,7 @@ def _recollect(trainer: Trainer, known: list[Any]) -> None:
         loop.plan.has_outputs |= reads_outputs(loop.hooks)
         loop.plan.is_zero_grad_first &= not loop.hooks.on_before_zero_grad
         if is_profiled(trainer):
-            time_hooks(loop.hooks, trainer.profiler)
+            _time_hooks(loop.hooks, trainer)
         if "val" in trainer._feeds:
             plan = trainer._val_loop.plan
             plan.hooks = _stage_hooks(trainer, "validation", passes_loader_idx=plan.passes_loader_idx)
@@ -153,8 +164,14 @@ def _stage_hooks(trainer: Trainer, prefix: str, *, passes_loader_idx: bool) -> E
     module, callbacks = trainer.lightning_module, trainer.callbacks
     hooks = collect_stage(prefix, callbacks, module, trainer, LightningModule, passes_loader_idx=passes_loader_idx)
     if is_profiled(trainer):
-        time_hooks(hooks, trainer.profiler)
+        _time_hooks(hooks, trainer)
     return hooks
+
+
+def _time_hooks(hooks: Any, trainer: Trainer) -> None:
+    from fulgur.profilers.wrap import time_hooks
+
+    time_hooks(hooks, trainer.profiler)
 
 
 def load_training(trainer: Trainer, call: Call) -> None:
@@ -163,6 +180,8 @@ def load_training(trainer: Trainer, call: Call) -> None:
     feed = train_feed(trainer, call)
     loop.fetch = feed.fetch(0, transfer_of(trainer, 0) if not loop.plan.takes_iterator else None)
     if is_profiled(trainer):
+        from fulgur.profilers.wrap import TimedBatches
+
         loop.fetch.loader = TimedBatches(loop.fetch.loader, trainer.profiler, "[Trainer]next_training_batch")
     trainer._loaded_at["train"] = trainer.current_epoch
     loop.n_batches, loop.is_sized = feed.n_batches[0], feed.is_sized[0]
@@ -289,6 +308,8 @@ def eval_plan(trainer: Trainer, module: LightningModule, prefix: str, feed: Feed
         passes_loader_idx=n_loaders > 1,
     )
     if is_profiled(trainer):
+        from fulgur.profilers.wrap import timed
+
         step = timed(trainer.profiler, f"[LightningModule]{type(module).__name__}.{prefix}_step", step)
     return EvalPlan(
         module=module,

@@ -8,7 +8,7 @@ Nothing here waits for the device but `to_host`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -226,8 +226,13 @@ class MetricLog:
 
     # ----------------------------------------------------------------------------------------------------- state
 
-    def state_dict(self, *, with_sums: bool) -> dict[str, Any]:
-        """What a checkpoint keeps: latest values and, within an epoch, the sums of its training values."""
+    def state_dict(self, *, with_sums: bool, before: Mapping[int, dict[str, Any]] | None = None) -> dict[str, Any]:
+        """What a checkpoint keeps: latest values and, within an epoch, the sums of its training values.
+
+        Args:
+            with_sums: Whether to keep the sums.
+            before: Values of the entries at an earlier moment, by ``id``, to keep in the place of those of now.
+        """
         self.refresh()
         state: dict[str, Any] = {
             "callback": dict(self.callback_metrics),
@@ -241,10 +246,11 @@ class MetricLog:
             state["entries"] = [
                 {"hook": scope.hook, "suffix": scope.suffix, "metric": paths.get(id(entry.metric))}
                 | {name: getattr(entry, name) for name in _SAVED}
+                | (before or {}).get(id(entry), {})
                 for scope in self._scopes.values()
                 if scope.stage == "train"
                 for entry in scope.entries.values()
-                if entry.is_live
+                if entry.is_live and (before is None or id(entry) in before)
             ]
         return state
 

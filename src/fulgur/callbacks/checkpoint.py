@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fulgur.hooks import Callback
+from fulgur.hooks import Callback, overrides
 
 
 class Checkpoint(Callback):
@@ -12,3 +12,8 @@ class Checkpoint(Callback):
     """
 
     is_monitor = True
+
+    @property
+    def saves_on_exception(self) -> bool:
+        """Whether it may save where an exception ends fit: then what a broken batch has logged can be left out."""
+        return overrides(self, "on_exception", Callback)

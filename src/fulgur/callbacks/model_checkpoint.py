@@ -173,6 +173,11 @@ class ModelCheckpoint(Checkpoint):
         """Epochs between two saves. 0 where another trigger is on."""
         return self._every_n_epochs
 
+    @property
+    def saves_on_exception(self) -> bool:
+        """Whether an exception that ends fit makes it save."""
+        return self.save_on_exception
+
     # ---- state ----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -44,6 +44,9 @@ from fulgur.optim.clip import scale_gradients
 from fulgur.optim.nodes import gradient_nodes_kept
 from fulgur.progress import Progress
 
+if TYPE_CHECKING:
+    from fulgur.loops.broken import SumsBefore
+
 
 class FitLoop(FitLoopView):
     """Trains until a limit is reached. Owns the counters; everything else is connected to it by `run.fit`.
@@ -61,6 +64,7 @@ class FitLoop(FitLoopView):
         kept_rng: States of the generators that belong to it, for a file saved in or after an evaluation.
         kept_sums: What was logged in the last epoch, if a limit cut it short: a resumed run goes on with it.
         should_stop: Ends the run once `min_epochs` and `min_steps` are met.
+        sums_before: The sums before the batch that runs, where a callback saves on exceptions; else None.
         accumulate: Batches to an optimizer step in the running epoch.
         resumed_accumulate: The same of an epoch that is resumed midway, until it goes on.
         interrupt: Called once between two steps: raises what a signal asked for, or does what `call_soon` was given.
@@ -98,6 +102,7 @@ class FitLoop(FitLoopView):
         self.kept_epoch: Mapping[str, Any] | None = None
         self.kept_rng: dict[str, Any] | None = None
         self.kept_sums: dict[str, Any] | None = None
+        self.sums_before: SumsBefore | None = None
         self.accumulate = 1
         self.resumed_accumulate: int | None = None
         self.updated = False
@@ -182,6 +187,8 @@ class FitLoop(FitLoopView):
         scopes, schedulers, limits = plan.scopes, plan.schedulers, self.limits
         accumulate, max_steps, log_every = self.accumulate, limits.max_steps, limits.log_every_n_steps
         starts, own_start = hooks.on_train_batch_start, hooks.module_batch_start
+        if self.sums_before is not None:
+            starts = (self.sums_before.take, *starts)
         ends, monitors = hooks.on_train_batch_end, hooks.on_train_batch_end_monitors
         if fetch.weigh is not None:
             ends = (*ends, fetch.count_again)  # order matters: what saves comes after it

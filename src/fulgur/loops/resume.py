@@ -43,6 +43,8 @@ def capture_epoch(loop: FitLoop, feed: Feed, module: torch.nn.Module) -> dict[st
         state["following"] = joined.following
         _make_following_plain(state, state["loaders"])
     sums = loop.kept_sums or capture_sums(loop)
+    if loop.sums_before is not None and loop.sums_before.is_within_batch and loop.kept_sums is None:
+        sums |= loop.sums_before.sums()
     state["metrics"]["entries"], state["metric_objects"] = sums["entries"], sums["metric_objects"]
     state |= capture_outputs(sums["outputs"])
     state["accumulate"] = loop.accumulate
