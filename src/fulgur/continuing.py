@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from fulgur import slurm
 from fulgur.checkpoint.load import load_checkpoint
 from fulgur.checkpoint.location import META_FILE, is_sharded, modified_at
-from fulgur.checkpoint.newest import find_newest
 from fulgur.checkpoint.verify import verify_checkpoint
 from fulgur.checkpoint.write import checkpoint_exists
 from fulgur.errors import PossibleUserWarning
@@ -35,6 +34,8 @@ def find_own_checkpoint(trainer: Trainer) -> tuple[str | None, Version | None]:
     (None, None) where there is none. The version is None too where the directory does not depend on it. Each file
     that is passed over gets a line.
     """
+    from fulgur.checkpoint.newest import find_newest
+
     if not trainer.checkpoint_callbacks or trainer.fast_dev_run:
         return None, None
     beside = list(_files_elsewhere(trainer))

@@ -11,18 +11,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fulgur import slurm
-from fulgur.agreement import Agreement
 from fulgur.checkpoint.io import AsyncCheckpointIO
 from fulgur.checkpoint.location import canonical, is_inside, join, list_files
+from fulgur.checkpoint.write import name_again
 from fulgur.errors import CheckpointError
 from fulgur.interrupt import InterruptHandler
-from fulgur.launch.deserted import DesertedWatch
 from fulgur.loops.resume import find_metric_objects
 from fulgur.rank import rank_zero_info, rank_zero_warn
 from fulgur.rng import plain_rng, restore_rng, snapshot_rng
+from fulgur.saving import find_saved, note_saved
 from fulgur.states import RunningStage, TrainerFn
 
 if TYPE_CHECKING:
+    from fulgur.agreement import Agreement
     from fulgur.trainer import Trainer
 
 _INTERRUPTED = re.compile(r"interrupted-epoch=\d+-step=\d+\.ckpt")
@@ -46,6 +47,8 @@ def watch_signals(trainer: Trainer, *loops: Any) -> Iterator[None]:
         if agreement is None:
             yield
             return
+        from fulgur.launch.deserted import DesertedWatch
+
         _connect_agreement(trainer, agreement)
         with DesertedWatch(trainer.global_rank, agreement.find_silent):
             try:
@@ -55,6 +58,8 @@ def watch_signals(trainer: Trainer, *loops: Any) -> Iterator[None]:
 
 
 def _build_agreement(trainer: Trainer, loops: Sequence[Any]) -> Agreement:
+    from fulgur.agreement import Agreement
+
     strategy, fit_loop = trainer.strategy, trainer.fit_loop
     evaluation = loops[-1]
     evaluation.n_marks = 0
@@ -65,7 +70,7 @@ def _build_agreement(trainer: Trainer, loops: Sequence[Any]) -> Agreement:
         return (fit_loop.passed, n_marks, *(evaluation.current if n_marks % 2 else ()))
 
     return Agreement(
-        strategy.open_store,
+        strategy.open_stores,
         rank=strategy.global_rank,
         world_size=strategy.world_size,
         loops=loops,
@@ -154,7 +159,11 @@ def _save_interrupted(trainer: Trainer) -> None:
     if directory is None or not _is_resumable(trainer):
         return
     path = join(directory, f"interrupted-epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt")
-    if _save(trainer, path):
+    saved = find_saved(trainer)
+    if saved is not None and is_inside(saved, directory):
+        rank_zero_info(f"The run is saved as {saved}.")
+        remove_interrupted(trainer, except_for=saved)
+    elif _save(trainer, path):
         remove_interrupted(trainer, except_for=path)  # order matters: the new one is safe by now
 
 
@@ -170,9 +179,12 @@ def _save(trainer: Trainer, path: str) -> bool:
     if trainer.state.stage is RunningStage.VALIDATING and trainer._before_validation is not None:
         trainer._before_validation.restore(trainer)
     try:
-        trainer.save_checkpoint(path)
+        saved = find_saved(trainer)
+        if saved is None or not name_again(saved, path):
+            trainer.save_checkpoint(path)
         if isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
             trainer.strategy.checkpoint_io.wait()
+            note_saved(trainer, path, is_full=True)
     except CheckpointError as error:
         rank_zero_warn(f"The run is not saved as it ends: {error}")  # it has to end in any case
         return False

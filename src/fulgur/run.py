@@ -40,7 +40,6 @@ from fulgur.hooks import (
 from fulgur.launching import on_all_ranks, prepare_once, watch_failure
 from fulgur.leaving import remove_interrupted, watch_signals
 from fulgur.loops.choose import check_turns
-from fulgur.loops.results import print_results
 from fulgur.loops.resume import begin_epoch_at, keep_epoch, resume_epoch
 from fulgur.module import LightningModule
 from fulgur.optim.configure import OptimizerSetup, build_optimizers
@@ -66,7 +65,6 @@ from fulgur.sources import (
     shard_of,
 )
 from fulgur.states import RunningStage, TrainerFn, TrainerStatus
-from fulgur.sums import SharedSums, mean_over_ranks
 
 if TYPE_CHECKING:
     from fulgur.trainer import Trainer
@@ -175,6 +173,8 @@ def _evaluate(trainer: Trainer, call: Call) -> list[dict[str, float]]:
             results = loop.run(context=eval_context(trainer))
         _move_metrics(trainer)
         if call.is_verbose and trainer.is_global_zero:
+            from fulgur.loops.results import print_results
+
             print_results(results, "Validate metric" if name == "val" else "Test metric")
         return results
 
@@ -347,6 +347,8 @@ def _start(trainer: Trainer, call: Call) -> None:
     module, datamodule, stage = trainer.lightning_module, trainer.datamodule, call.fn
     trainer.metrics.reset(module, is_enabled=not trainer.barebones)
     if trainer.strategy.is_distributed:
+        from fulgur.sums import SharedSums, mean_over_ranks
+
         trainer.metrics.sums = SharedSums(trainer.strategy, trainer.metrics)
         trainer.metrics.share_step = partial(mean_over_ranks, trainer.strategy)
     trainer.metrics.__dict__.pop("log", None)
@@ -355,6 +357,7 @@ def _start(trainer: Trainer, call: Call) -> None:
     for name in call.sources:
         trainer._feeds.pop(name, None)
     trainer._loaded_at.clear()
+    trainer._saved = None
     module._device = trainer.strategy.root_device
     for owner, base in ((datamodule, LightningDataModule), (module, LightningModule)):
         if owner is not None and overrides(owner, "prepare_data", base):

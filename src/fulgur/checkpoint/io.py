@@ -18,7 +18,6 @@ from typing import Any
 
 from fulgur.checkpoint.load import MapLocation, load_checkpoint
 from fulgur.checkpoint.location import is_remote
-from fulgur.checkpoint.stage import HostStage
 from fulgur.checkpoint.write import remove_checkpoint, write_checkpoint
 from fulgur.errors import CheckpointError
 from fulgur.rank import rank_zero_warn
@@ -129,6 +128,8 @@ class AsyncCheckpointIO(CheckpointIO):
     def __init__(self, checkpoint_io: CheckpointIO | None = None) -> None:
         self.checkpoint_io = TorchCheckpointIO() if checkpoint_io is None else checkpoint_io
         self.on_failure: Callable[[], None] | None = None
+        from fulgur.checkpoint.stage import HostStage
+
         self._stage = HostStage()
         self._lock = threading.Lock()
         self._tasks: deque[Callable[[], None]] = deque()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import secrets
 import shutil
 import stat
 import time
@@ -33,7 +32,7 @@ def temporary_name(name: str) -> str:
     Hidden, and without the extension, so that nobody who looks for checkpoints finds it. Cut, because a name may be as
     long as the disk allows; without characters that fsspec takes for a pattern.
     """
-    return f".{re.sub(r'[][*?]', '_', name[:80])}.{secrets.token_hex(6)}.tmp"
+    return f".{re.sub(r'[][*?]', '_', name[:80])}.{os.urandom(6).hex()}.tmp"
 
 
 def mark_as_written(file: IO[bytes]) -> None:

@@ -15,7 +15,6 @@ from fulgur.errors import MisconfigurationException
 from fulgur.hooks import overrides
 from fulgur.logged import Scope
 from fulgur.loops.earlier import backward_of, scheduler_step_of, with_optimizer_idx
-from fulgur.loops.scaling import LossScaling
 from fulgur.loops.schedule import Schedulers
 from fulgur.metrics import MetricLog
 from fulgur.module import LightningModule
@@ -26,6 +25,7 @@ from fulgur.precision import Precision
 from fulgur.strategies.strategy import Strategy
 
 if TYPE_CHECKING:
+    from fulgur.loops.scaling import LossScaling
     from fulgur.strategies.votes import Votes
 
 Step = Callable[[Any, int], Any]
@@ -163,7 +163,7 @@ def build_plan(
             step=scheduler_step_of(module.lr_scheduler_step, setup.schedulers) if own("lr_scheduler_step") else None,
             metrics=metrics,
         ),
-        scaler=LossScaling(precision.scaler) if precision.scaler is not None else None,
+        scaler=_scaling(precision),
         set_grad_sync=strategy.set_grad_sync(),
         has_outputs=reads_outputs or keeps_outputs,
         epoch_outputs=[] if keeps_outputs else None,
@@ -221,6 +221,14 @@ def _plan_automatic(plan: StepPlan, module: LightningModule, setup: OptimizerSet
         for index, optimizer in enumerate(setup.optimizers)
     )
     plan.turns = tuple(i for i, n in enumerate(setup.frequencies) for _ in range(n))
+
+
+def _scaling(precision: Precision) -> LossScaling | None:
+    if precision.scaler is None:
+        return None
+    from fulgur.loops.scaling import LossScaling
+
+    return LossScaling(precision.scaler)
 
 
 def needs_closure(optimizer: Any) -> bool:

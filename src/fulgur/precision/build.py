@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fulgur.errors import MisconfigurationException, nearest_name
-from fulgur.precision.double import DoublePrecision
 from fulgur.precision.full import FullPrecision
-from fulgur.precision.half import HalfPrecision
-from fulgur.precision.mixed import MixedPrecision
 from fulgur.precision.precision import Precision
 
 PrecisionName = Literal["32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"]
@@ -45,9 +42,15 @@ def build_precision(name: str | int | None, device_type: str) -> Precision:
                 f"precision={name!r} needs float64, which the mps device lacks. Use precision='32-true', "
                 "or accelerator='cpu'."
             )
+        from fulgur.precision.double import DoublePrecision
+
         return DoublePrecision()
     if full_name == "16-true" or full_name == "bf16-true":
+        from fulgur.precision.half import HalfPrecision
+
         return HalfPrecision(full_name)
+    from fulgur.precision.mixed import MixedPrecision
+
     return MixedPrecision(full_name, device_type)
 
 

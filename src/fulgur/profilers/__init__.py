@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fulgur.errors import MisconfigurationException, nearest_name
-from fulgur.profilers.advanced import AdvancedProfiler
 from fulgur.profilers.profiler import PassThroughProfiler, Profiler
-from fulgur.profilers.simple import SimpleProfiler
+
+if TYPE_CHECKING:
+    from fulgur.profilers.advanced import AdvancedProfiler
+    from fulgur.profilers.simple import SimpleProfiler
+
+_HOMES = {"AdvancedProfiler": "advanced", "SimpleProfiler": "simple"}
 
 __all__ = ["AdvancedProfiler", "PassThroughProfiler", "Profiler", "SimpleProfiler", "build_profiler"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def build_profiler(name: str) -> Profiler:
@@ -16,6 +29,9 @@ def build_profiler(name: str) -> Profiler:
     Raises:
         MisconfigurationException: The name is unknown.
     """
+    from fulgur.profilers.advanced import AdvancedProfiler
+    from fulgur.profilers.simple import SimpleProfiler
+
     known: dict[str, type[SimpleProfiler] | type[AdvancedProfiler]] = {
         "simple": SimpleProfiler,
         "advanced": AdvancedProfiler,

@@ -81,10 +81,10 @@ def resolve_loggers(
     Raises:
         MisconfigurationException: Something among them is not a Logger.
     """
-    from fulgur.loggers.logger import DummyLogger, Logger
-
     if logger is False:
         return []
+    from fulgur.loggers.logger import DummyLogger, Logger
+
     if logger is None or logger is True:
         return [DummyLogger()] if fast_dev_run else [_build_default_logger(default_root_dir, flush_every_n_steps)]
     if not isinstance(logger, (Logger, Iterable)) or isinstance(logger, str):
