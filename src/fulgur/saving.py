@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from fulgur import slurm
 from fulgur.checkpoint import state as checkpoint_state
+from fulgur.checkpoint.io import TorchCheckpointIO
 from fulgur.checkpoint.load import require_weights
-from fulgur.checkpoint.location import modified_at
+from fulgur.checkpoint.location import canonical, is_remote, modified_at
 from fulgur.checkpoint.state import Contents
-from fulgur.checkpoint.write import checkpoint_exists
+from fulgur.checkpoint.write import checkpoint_exists, name_again
 from fulgur.continuing import find_own_checkpoint, positions_of, resume_loggers
 from fulgur.loops.resume import capture_epoch
 from fulgur.rank import rank_zero_info, rank_zero_warn
@@ -86,6 +87,40 @@ def build_checkpoint(trainer: Trainer, *, weights_only: bool) -> dict[str, Any]:
 
             checkpoint["fulgur"]["ranks"] = gather_ranks(checkpoint["fulgur"], trainer.strategy)
     return checkpoint
+
+
+def note_saved(trainer: Trainer, path: Any, *, is_full: bool) -> None:
+    """Remember that the run as it stands is on the disk; see `find_saved`."""
+    if is_full:
+        trainer._saved = (os.fspath(path), _moment(trainer))
+    elif trainer._saved is not None and canonical(path) == canonical(trainer._saved[0]):
+        trainer._saved = None
+
+
+def find_saved(trainer: Trainer) -> str | None:
+    """The file that holds the run as it stood after the step behind; None where that was not saved.
+
+    For a run that ends: what it has begun since is lost either way. On one process only.
+    """
+    writes_plainly = type(trainer.strategy.checkpoint_io) is TorchCheckpointIO  # a plugin may do more than write a file
+    if trainer._saved is None or trainer.world_size > 1 or not writes_plainly:
+        return None
+    path, moment = trainer._saved
+    is_same = moment == _moment(trainer)
+    return path if is_same and not is_remote(path) and checkpoint_exists(path) else None
+
+
+def _moment(trainer: Trainer) -> dict[str, Any]:
+    """The counters, without the one that the beginning of a batch moves."""
+    return trainer.fit_loop.progress.state_dict() | {"log_step": 0}
+
+
+def is_saved_again(trainer: Trainer, path: Any) -> bool:
+    """Where several callbacks save as an exception ends the run: `path` becomes a name of what the first has saved."""
+    if not trainer.interrupted or trainer.state.stage is None:
+        return False
+    saved = find_saved(trainer)
+    return saved is not None and name_again(saved, path)
 
 
 def state_here(trainer: Trainer, own: dict[str, Any]) -> tuple[Any, Any]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from fulgur import resolve, run, saving, sources
+from fulgur.checkpoint.io import AsyncCheckpointIO
 from fulgur.earlier import EarlierTrainer
 from fulgur.errors import MisconfigurationException
 from fulgur.hooks import Callback, earlier_hooks
@@ -210,6 +211,7 @@ class Trainer(EarlierTrainer):
         self._signals: set[int] = set()
         self._agreement: Agreement | None = None
         self._before_validation: BeforeValidation | None = None
+        self._saved: tuple[str, dict[str, Any]] | None = None
         self._ckpt_path: Any = None
         self._loaded_ckpt_path: Any = None
 
@@ -367,6 +369,8 @@ class Trainer(EarlierTrainer):
                 "trainer.save_checkpoint was called before a model was attached. Call it during or after "
                 "fit, validate, test or predict."
             )
+        if checkpoint_io is None and not weights_only and saving.is_saved_again(self, filepath):
+            return
         scope, self.metrics.scope = self.metrics.scope, None  # nothing can be logged in the hooks of a checkpoint
         if not self.checkpoint_callbacks:  # with them, it was said when fit began
             saving.warn_of_refused_hparams(self)
@@ -375,6 +379,8 @@ class Trainer(EarlierTrainer):
         own = {} if checkpoint_io is None else {"checkpoint_io": checkpoint_io}
         self.strategy.save_checkpoint(checkpoint, filepath, storage_options, **own)
         self.strategy.barrier("save_checkpoint")
+        is_written = not isinstance(checkpoint_io or self.strategy.checkpoint_io, AsyncCheckpointIO)
+        saving.note_saved(self, filepath, is_full=is_written and not weights_only)
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print from local rank 0, above the progress bar."""

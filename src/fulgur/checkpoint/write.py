@@ -155,6 +155,27 @@ def link_checkpoint(target: str | os.PathLike[str], link: str | os.PathLike[str]
         raise CheckpointError(f"{str(place)!r} could not be linked to {str(source)!r}: {error}.") from error
 
 
+def name_again(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> bool:
+    """Give the file at `source` a second name, `target`, in one instant: the two are one file, written once.
+
+    Returns:
+        Whether that could be done; it cannot for URLs, directories, and from one disk to another.
+    """
+    if is_remote(source) or is_remote(target):
+        return False
+    file, place = Path(local_path(source)), Path(local_path(target))
+    if not file.is_file() or place.is_dir():
+        return False
+    try:
+        if place.exists() and place.samefile(file):
+            return True
+        make_directory(place.parent)
+        _replace(place, lambda temporary: os.link(file, temporary, follow_symlinks=True))
+    except OSError:
+        return False
+    return True
+
+
 def checkpoint_exists(path: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None) -> bool:
     """Whether there is a file or directory at `path`; a link that leads nowhere is none.
 
