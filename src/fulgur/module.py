@@ -15,7 +15,7 @@ from fulgur.errors import MisconfigurationException
 from fulgur.hparams import HyperparametersMixin, class_only
 from fulgur.module_hooks import ModuleHooks
 from fulgur.optim.clip import clip_gradients
-from fulgur.optim.submodules import clear_gradients
+from fulgur.optim.gradients import clear_gradients
 from fulgur.optim.toggle import toggle_parameters, untoggle_parameters
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from fulgur.loops.faults import no_evaluation_batch
 from fulgur.loops.feed import Feed, Transfer, uncounted
 from fulgur.loops.views import EvaluationLoopView
 from fulgur.metrics import MetricLog, to_host
-from fulgur.optim.submodules import submodules
+from fulgur.optim.gradients import submodules
 
 Prefix = Literal["validation", "test", "predict"]
 Results = list[dict[str, float]]

@@ -41,7 +41,7 @@ from fulgur.loops.plan import StepPlan, Update
 from fulgur.loops.views import FitLoopView
 from fulgur.metrics import MetricLog
 from fulgur.optim.clip import scale_gradients
-from fulgur.optim.nodes import gradient_nodes_kept
+from fulgur.optim.gradients import gradient_nodes_kept
 from fulgur.progress import Progress
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from fulgur.loops.evaluate import EvalPlan, modes_kept_on_error, restore_modes
 from fulgur.loops.feed import Feed
 from fulgur.loops.views import EvaluationLoopView
 from fulgur.metrics import MetricLog
-from fulgur.optim.submodules import submodules
+from fulgur.optim.gradients import submodules
 
 
 class PredictLoop(EvaluationLoopView):

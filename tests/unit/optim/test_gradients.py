@@ -6,7 +6,7 @@ import weakref
 import torch
 from torch import nn
 
-from fulgur.optim.nodes import gradient_nodes_kept
+from fulgur.optim.gradients import clear_gradients, gradient_nodes_kept, submodules
 
 
 def has_met(parameter: nn.Parameter) -> bool:
@@ -49,3 +49,29 @@ def test_parameters_are_free_afterwards() -> None:
         assert lives() is None
     finally:
         gc.enable()
+
+
+class Shared(nn.Module):
+    """A layer that stands in two places, one inside the other's neighbour, and a place that is empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 2)
+        self.nested = nn.Sequential(nn.Sequential(self.first, nn.Dropout()), nn.BatchNorm1d(2))
+        self.register_module("empty", None)
+        self.own = nn.Parameter(torch.ones(2))
+
+
+def test_every_module_is_there_once() -> None:
+    root = Shared()
+    found = submodules(root)
+    assert set(found) == set(root.modules())
+    assert len(found) == len(list(root.modules()))
+
+
+def test_gradients_of_all_parameters_are_cleared() -> None:
+    root = Shared()
+    for parameter in root.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    clear_gradients(root)
+    assert [parameter.grad for parameter in root.parameters()] == [None] * 5
