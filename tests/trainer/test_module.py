@@ -85,7 +85,7 @@ def test_device_is_known_in_setup_before_the_model_is_there() -> None:
         pass
 
     model = Looks()
-    trainer = quiet(strategy=Meta("meta"), max_epochs=1)
+    trainer = quiet(strategy=Meta("meta"), accelerator="auto", max_epochs=1)
     with pytest.raises(StopHere):
         trainer.fit(model, numbers(1))
     assert model.in_setup == (torch.device("meta"), torch.device("cpu"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fulgur.accelerators import Accelerator, build_accelerator
+from fulgur.accelerators import ACCELERATORS, Accelerator, build_accelerator
 from fulgur.checkpoint.io import CheckpointIO, TorchCheckpointIO
 from fulgur.errors import LayoutError, MisconfigurationException, nearest_name
 from fulgur.launch.environments import ClusterEnvironment, find_environment
@@ -101,7 +101,8 @@ def _accelerator_name(settings: Settings, given: Strategy | None) -> str | Accel
             f"devices={settings.devices!r} contradicts the devices of {type(given).__name__}: "
             f"{', '.join(map(str, own))}. Leave out one of them."
         )
-    return asked if isinstance(asked, Accelerator) else kinds.pop()
+    kind = kinds.pop()
+    return asked if isinstance(asked, Accelerator) or kind not in ACCELERATORS else kind
 
 
 def _own_devices(given: Strategy | None) -> list[torch.device]:

@@ -55,6 +55,7 @@ class Run:
         self.fails = False
         self.callback_metrics: dict[str, Any] = {}
         self.printed: list[str] = []
+        self.asked: list[bool] = []
         self.global_step = self.current_epoch = 0
         self.default_root_dir = os.getcwd()
         self.loggers: list[Any] = []
@@ -77,6 +78,10 @@ class Run:
         state = self.callback.state_dict()
         write_checkpoint({"step": self.global_step, "weights_only": weights_only, "callback": state}, path)
         self.saved.append(Path(path).name)
+
+    def agree(self, name: str, is_wanted: bool) -> bool:
+        self.asked.append(is_wanted)
+        return is_wanted
 
     def print(self, *args: Any) -> None:
         self.printed.append(" ".join(map(str, args)))
@@ -367,7 +372,7 @@ def test_time_interval_of_zero_saves_at_each_batch() -> None:
     assert len(run.saved) == 2
 
 
-def test_time_interval_on_several_ranks_asks_rank_zero_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_interval_on_several_ranks_is_asked_of_all_after_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(checkpoint_schedule, "monotonic", lambda: now[0])
     callback = ModelCheckpoint(train_time_interval=timedelta(seconds=125), save_top_k=-1)
@@ -378,6 +383,7 @@ def test_time_interval_on_several_ranks_asks_rank_zero_few_times(monkeypatch: py
         run.global_step = step
         run.batch(0)
     assert run.saved == ["epoch=0-step=1000.ckpt"]
+    assert run.asked == [False] * 999 + [True]
     assert run.strategy.broadcasts <= 20
 
 

@@ -28,20 +28,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-class FakeStrategy:
-    def __init__(self, others: bool) -> None:
-        self.others = others
-        self.asked: list[bool] = []
-
-    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
-        self.asked.append(decision)
-        return (decision and self.others) if all else (decision or self.others)
-
-
-def make_trainer(world_size: int = 1, others: bool = False) -> Any:
-    return SimpleNamespace(
-        should_stop=False, world_size=world_size, strategy=FakeStrategy(others), sanity_checking=False
-    )
+def make_trainer() -> Any:
+    return SimpleNamespace(should_stop=False, sanity_checking=False)
 
 
 def start(callback: Timer, trainer: Any) -> None:
@@ -179,22 +167,6 @@ def test_each_stage_is_measured(stage: str, clock: Clock) -> None:
 def test_unknown_stage_is_refused() -> None:
     with pytest.raises(ValueError, match="'training'"):
         Timer().time_elapsed("training")
-
-
-def test_all_ranks_stop_when_one_is_over(clock: Clock) -> None:
-    callback, trainer = Timer("00:00:00:10"), make_trainer(world_size=2, others=True)
-    callback.on_train_start(trainer, None)  # type: ignore[arg-type]
-    callback.on_fit_start(trainer, None)  # type: ignore[arg-type]
-    assert trainer.strategy.asked == [False]
-    assert trainer.should_stop
-
-
-def test_every_rank_asks_at_every_batch(clock: Clock) -> None:
-    callback, trainer = Timer("00:00:00:10"), make_trainer(world_size=2)
-    start(callback, trainer)
-    assert not end_batch(callback, trainer)
-    assert not end_batch(callback, trainer)
-    assert trainer.strategy.asked == [False, False, False]
 
 
 def test_state_holds_seconds_by_stage(clock: Clock) -> None:
