@@ -19,7 +19,7 @@ from fulgur.interrupt import InterruptHandler
 from fulgur.loops.resume import find_metric_objects
 from fulgur.rank import rank_zero_info, rank_zero_warn
 from fulgur.rng import plain_rng, restore_rng, snapshot_rng
-from fulgur.saving import find_saved, note_saved
+from fulgur.saving import find_saved
 from fulgur.states import RunningStage, TrainerFn
 
 if TYPE_CHECKING:
@@ -184,7 +184,6 @@ def _save(trainer: Trainer, path: str) -> bool:
             trainer.save_checkpoint(path)
         if isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
             trainer.strategy.checkpoint_io.wait()
-            note_saved(trainer, path, is_full=True)
     except CheckpointError as error:
         rank_zero_warn(f"The run is not saved as it ends: {error}")  # it has to end in any case
         return False
