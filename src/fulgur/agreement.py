@@ -25,6 +25,8 @@ Clock = tuple[float, ...]
 Wish = tuple[str, Any]
 
 _A_WHILE = timedelta(hours=1)
+_END_S = 3.0
+"""How long the store may take at the end."""
 
 
 class Agreement:
@@ -99,11 +101,16 @@ class Agreement:
             left = [wish for wishes in self._read_all("end") for wish in wishes]
         for loop in self._loops:
             loop.interrupt = None
+        ending = threading.Thread(target=self._end_thread, name="fulgur-agreement-end", daemon=True)
+        ending.start()
+        ending.join(timeout=_END_S)  # a store behind a link that was cut does not answer
+        return left
+
+    def _end_thread(self) -> None:
         if self._thread is not None:
             with suppress(RuntimeError):  # the store may be gone with the rank that held it
                 self._send(self._store, self.rank, ("end", None, None))
-                self._thread.join(timeout=5.0)
-        return left
+                self._thread.join()
 
     def find_silent(self, patience_s: float) -> list[int]:
         """Ranks that give no sign of life for so many seconds. For a thread: the main one may be waiting for them."""

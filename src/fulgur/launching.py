@@ -111,16 +111,13 @@ def watch_failure(trainer: Trainer, error: BaseException) -> AbstractContextMana
         return nullcontext()
     from fulgur.launch.failing import FailureWatch
 
-    return FailureWatch(error, _own_store(), trainer.world_size)
+    return FailureWatch(error, _own_store, trainer.world_size)
 
 
 def _own_store() -> Any:
-    """A connection to the ranks' store that no other thread uses; None if the store is gone."""
+    """A connection to the ranks' store that no other thread uses."""
     c10d: Any = torch.distributed.distributed_c10d
-    try:
-        return c10d.PrefixStore("fulgur/shared", c10d._get_default_store().clone())
-    except Exception:
-        return None
+    return c10d.PrefixStore("fulgur/shared", c10d._get_default_store().clone())
 
 
 def _leave_other_group(trainer: Trainer) -> None:

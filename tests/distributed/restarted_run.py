@@ -1,9 +1,9 @@
 """Trains with ``ckpt_path="auto"``, and fails in the first attempts as it is told to.
 
-    torchrun ... restarted_run.py FOLDER [FAILURE ...]
+    torchrun ... restarted_run.py FOLDER TIMEOUT_S [FAILURE ...]
 
-The n-th failure is that of the n-th attempt. Each rank writes into the folder what it has seen, and in the end what has
-become of it.
+The n-th failure is that of the n-th attempt. Each rank writes into the folder who has prepared the data, what it has
+seen, and in the end what has become of it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -44,13 +45,14 @@ class Noisy(Dataset[Any]):
 class Net(fl.LightningModule):
     """Dropout, Adam, a scheduler; notes every batch."""
 
-    def __init__(self, folder: Path, at_step: Callable[[Net], None], fill: Callable[[], None]) -> None:
+    def __init__(self, folder: Path, at_step: Callable[[Net], None]) -> None:
         super().__init__()
-        self.folder, self.at_step, self.fill = folder, at_step, fill
+        self.folder, self.at_step = folder, at_step
         self.net = nn.Sequential(nn.Linear(2, 6), nn.Dropout(0.3), nn.Linear(6, 1)).double()
 
     def prepare_data(self) -> None:
-        self.fill()
+        with open(self.folder / "prepared", "a") as file:
+            file.write(f"node {os.environ['GROUP_RANK']} rank {os.environ['RANK']}\n")
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         self.at_step(self)
@@ -70,7 +72,6 @@ class Net(fl.LightningModule):
 def train(
     folder: str,
     at_step: Callable[[Net], None] = lambda net: None,
-    fill: Callable[[], None] = lambda: None,
     timeout_s: float = 60.0,
     **more: Any,
 ) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def train(
         enable_model_summary=False,
         **more,
     )
-    net = Net(Path(folder), at_step, fill)
+    net = Net(Path(folder), at_step)
     trainer.fit(net, DataLoader(Noisy(), BATCH, shuffle=True), ckpt_path="auto")
     rows = []
     if trainer.is_global_zero:
@@ -113,6 +114,9 @@ def fail_at(failure: str) -> Callable[[Net], None]:
             return
         if kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif kind == "pause":  # long enough for somebody to do something to the others
+            Path(net.folder, "paused").write_text("")
+            time.sleep(3.0)
         elif kind == "raise":
             raise ValueError(f"rank {rank} fails once")
         elif kind == "kill-in-save":
@@ -127,14 +131,15 @@ def die_half_way(checkpoint: Any, path: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(folder: str, failures: list[str]) -> None:
+def main(folder: str, timeout_s: float, failures: list[str]) -> None:
     torch.set_num_threads(1)
     attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     nothing: Callable[[Net], None] = lambda net: None  # noqa: E731
     at_step = fail_at(failures[attempt]) if attempt < len(failures) else nothing
-    result = train(folder, at_step, devices=int(os.environ["LOCAL_WORLD_SIZE"]))
+    layout = {"devices": int(os.environ["LOCAL_WORLD_SIZE"]), "num_nodes": int(os.environ["GROUP_WORLD_SIZE"])}
+    result = train(folder, at_step, timeout_s, **layout)
     Path(folder, f"result-{os.environ['RANK']}").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1], float(sys.argv[2]), sys.argv[3:])

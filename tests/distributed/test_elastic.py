@@ -44,7 +44,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[An
 def restarted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any], str]:
     folder = tmp_path_factory.mktemp("restarted")
     done = subprocess.run(
-        [TORCHRUN, "--standalone", "--max-restarts=4", "--nproc-per-node=2", PROGRAM, folder, *FAILURES],
+        [TORCHRUN, "--standalone", "--max-restarts=4", "--nproc-per-node=2", PROGRAM, folder, "60", *FAILURES],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

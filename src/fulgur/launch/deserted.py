@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from fulgur.launch.failing import ask
+
 _PATIENCE_S = 8.0
 """How long the other ranks have to answer, whatever they do; torchrun kills those that are left after 30 s."""
 
@@ -61,14 +63,13 @@ class DesertedWatch:
                     self._leave_if_deserted()
 
     def _leave_if_deserted(self) -> None:
-        silent = self._find_silent(_PATIENCE_S)
-        if not silent or self._is_done.is_set():
+        unanswered: list[int] | None = None
+        silent = ask(lambda: self._find_silent(_PATIENCE_S), unanswered, _PATIENCE_S + 1.0)
+        if silent == [] or self._is_done.is_set():
             return
+        who = "store of the ranks is" if silent is None else f"ranks {silent} are"
         with suppress(Exception):
             sys.stdout.flush()
-        text = (
-            f"Rank {self.rank} got SIGTERM and ends at once: the ranks {silent} are gone, and there is no end of a "
-            "step without them.\n"
-        )
+        text = f"Rank {self.rank} got SIGTERM and ends at once: the {who} gone, and no step comes to its end.\n"
         os.write(2, text.encode())
         os._exit(128 + signal.SIGTERM)

@@ -7,13 +7,18 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from fulgur.launch.last_words import write_last_words
 
+T = TypeVar("T")
+
 _PATIENCE_S = 6.0
 """How long the hooks that follow an exception may take while other ranks still run."""
+_ANSWER_S = 1.0
+"""How long a store may take to answer."""
 
 
 _ASKED = (signal.SIGABRT, signal.SIGINT, signal.SIGTERM)
@@ -26,6 +31,18 @@ def comes_first(exitcode: int | None) -> bool:
     another.
     """
     return exitcode is not None and exitcode < 0 and -exitcode not in _ASKED
+
+
+def ask(question: Callable[[], T], otherwise: T, patience_s: float = _ANSWER_S) -> T:
+    """What `question` returns. Where it does not, in so many seconds, `otherwise`.
+
+    The store of the ranks may lie behind a link that was cut: then it never answers, until TCP gives up after minutes.
+    """
+    answers: list[T] = []
+    asking = threading.Thread(target=lambda: answers.append(question()), name="fulgur-asking", daemon=True)
+    asking.start()
+    asking.join(patience_s)
+    return answers[0] if answers else otherwise
 
 
 def have_all_failed(error: BaseException, store: Any, world_size: int) -> bool:
@@ -52,25 +69,33 @@ class FailureWatch:
 
     Args:
         error: What was raised.
-        store: The store that all ranks share, not used by another thread. None where it is gone.
+        open_store: Opens a connection to the store that all ranks share.
         world_size: Number of ranks.
     """
 
-    def __init__(self, error: BaseException, store: Any, world_size: int) -> None:
-        self.error, self.store, self.world_size = error, store, world_size
+    def __init__(self, error: BaseException, open_store: Callable[[], Any], world_size: int) -> None:
+        self.error, self.world_size = error, world_size
+        self._open_store, self._store = open_store, None
         self._is_done = threading.Event()
 
     def __enter__(self) -> FailureWatch:
-        with suppress(Exception):
-            self.store.add(_key(self.error), 1)
+        ask(self._tell, None)
         threading.Thread(target=self._watch, name="failure watch", daemon=True).start()
         return self
+
+    def _tell(self) -> None:
+        with suppress(Exception):
+            store = self._open_store()
+            store.add(_key(self.error), 1)
+            self._store = store
 
     def __exit__(self, *exc_info: object) -> None:
         self._is_done.set()
 
     def _watch(self) -> None:
-        if self._is_done.wait(_PATIENCE_S) or have_all_failed(self.error, self.store, self.world_size):
+        if self._is_done.wait(_PATIENCE_S):
+            return
+        if ask(lambda: have_all_failed(self.error, self._store, self.world_size), False):
             return
         with suppress(Exception):
             sys.stdout.flush()

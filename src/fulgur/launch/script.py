@@ -19,7 +19,7 @@ from fulgur.errors import LayoutError
 from fulgur.launch import family as membership
 from fulgur.launch.command import find_command, find_folder, wrap_command
 from fulgur.launch.environments.environment import ClusterEnvironment
-from fulgur.launch.failing import have_all_failed
+from fulgur.launch.failing import ask, have_all_failed
 from fulgur.launch.family import VARIABLE, Layout
 from fulgur.launch.launcher import Launcher, count_threads
 from fulgur.launch.meeting import open_store, rank_variables, variables_set
@@ -89,7 +89,7 @@ class ScriptLauncher(Launcher):
 
 def _has_failed_everywhere(trainer: Any, error: BaseException) -> bool:
     strategy = getattr(trainer, "strategy", None)
-    return strategy is not None and have_all_failed(error, strategy.store, strategy.world_size)
+    return strategy is not None and ask(lambda: have_all_failed(error, strategy.store, strategy.world_size), False)
 
 
 def check_layout(started: Layout, asked: Layout) -> None:
