@@ -33,7 +33,7 @@ class Agreement:
     """The wishes of all ranks, and where they are fulfilled.
 
     Args:
-        open_store: Opens a store that all ranks share, with a connection of its own, by name.
+        open_stores: Opens a store that all ranks share, by name, once for each of several connections.
         rank: Of this process.
         world_size: Number of ranks.
         loops: Whose `interrupt` is set where something is to be agreed on.
@@ -48,7 +48,7 @@ class Agreement:
 
     def __init__(
         self,
-        open_store: Callable[[str], Any],
+        open_stores: Callable[[str, Sequence[str]], Sequence[Any]],
         *,
         rank: int,
         world_size: int,
@@ -60,8 +60,8 @@ class Agreement:
         self.on_message: dict[str, Callable[[Any], None]] = {}
         self.world_size, self.rank, self.timeout = world_size, rank, timeout
         self._loops, self._clock = loops, clock
-        # order matters: all ranks open the same stores in the same order
-        self._store = open_store("agreement")
+        # order matters: all ranks open the same stores in the same order. Those that wait have their own connections
+        self._store, self._listening = open_stores("agreement", ("main", "listening"))
         self._lock = threading.RLock()
         self._round, self._asked_round = 0, -1
         self._wishes: list[Wish] = []
@@ -71,16 +71,13 @@ class Agreement:
         self._n_points = self._n_told = 0
         self._granted: set[str] = set()
         self._displaced: list[Callable[[], None]] = []
-        self._asking: Any = None
         self._thread: threading.Thread | None = None
 
     # ------------------------------------------------------------------------------------------------ its lifetime
 
     def start(self) -> None:
         """Listen to the other ranks. All ranks must do it."""
-        store = self._store.clone()  # with a connection of its own: this one waits
-        self._asking = self._store.clone()
-        self._thread = threading.Thread(target=self._listen, args=(store,), name="fulgur-agreement", daemon=True)
+        self._thread = threading.Thread(target=self._listen, name="fulgur-agreement", daemon=True)
         self._thread.start()
 
     def close(self, *, is_clean: bool) -> list[Wish]:
@@ -115,14 +112,15 @@ class Agreement:
     def find_silent(self, patience_s: float) -> list[int]:
         """Ranks that give no sign of life for so many seconds. For a thread: the main one may be waiting for them."""
         with suppress(RuntimeError):
+            asking = self._store.clone()  # the main thread may be waiting on the other connection
             with self._lock:
                 if self._posted is None:
-                    self._post(self._asking)
+                    self._post(asking)
                 keys = [f"post/{self._round}/{rank}" for rank in range(self.world_size)]
             try:
-                self._asking.wait(keys, timedelta(seconds=patience_s))
+                asking.wait(keys, timedelta(seconds=patience_s))
             except RuntimeError:
-                return [rank for rank, key in enumerate(keys) if not self._asking.check([key])]
+                return [rank for rank, key in enumerate(keys) if not asking.check([key])]
             return []
         return [rank for rank in range(self.world_size) if rank != self.rank]  # not even the store is there
 
@@ -258,8 +256,8 @@ class Agreement:
         number = store.add(f"sent/{rank}", 1) - 1
         store.set(f"mail/{rank}/{number}", pickle.dumps(message))
 
-    def _listen(self, store: Any) -> None:
-        number = 0
+    def _listen(self) -> None:
+        store, number = self._listening, 0
         while True:
             key = f"mail/{self.rank}/{number}"
             try:

@@ -1,4 +1,4 @@
-"""What `self.log` and torchmetrics give on several ranks: exact over all samples, in one exchange, or a clear error."""
+"""What `self.log` gives on several ranks: exact over all samples, in one exchange, or a clear error."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from fulgur import LightningModule, Trainer
 from fulgur.errors import MisconfigurationException
 from fulgur.loggers import Logger
 from fulgur.testing import run_ranks
-
-torchmetrics = pytest.importorskip("torchmetrics")
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -70,31 +68,8 @@ class Rows(Logger):
         pass
 
 
-class Median(torchmetrics.Metric):
-    """Needs all samples at once."""
-
-    full_state_update = False
-    values: list[torch.Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("values", default=[], dist_reduce_fx="cat")
-
-    def update(self, values: torch.Tensor) -> None:
-        self.values.append(values)
-
-    def compute(self) -> torch.Tensor:
-        values = self.values
-        return torch.cat(list(values)).median() if isinstance(values, list) else values.median()
-
-
 class Evaluated(Net):
-    """Logs each batch's mean, sum, extremes, a plain number, and metric objects."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mean_metric = torchmetrics.MeanMetric()
-        self.median = Median()
+    """Logs each batch's mean, sum, extremes, and a plain number."""
 
     def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
         self.log("mean", batch.mean())
@@ -103,10 +78,6 @@ class Evaluated(Net):
         self.log("max", batch.max(), reduce_fx="max")
         self.log("number", float(batch.mean()))
         self.log("local", batch.mean(), sync_dist=False)
-        self.mean_metric.update(batch)
-        self.log("metric", self.mean_metric)
-        self.median.update(batch.flatten())
-        self.log("median", self.median)
 
     def on_validation_epoch_end(self) -> None:
         self.log("at the end", 2.0 * rank())
@@ -137,22 +108,13 @@ def test_values_are_those_of_one_process(by_rank: list[list[dict[str, float]]]) 
             expected = {
                 "mean": values.mean(),
                 "number": values.mean(),
-                "metric": values.mean(),
                 "sum": values.sum(),
                 "min": values.min(),
                 "max": values.max(),
             }
             for key, value in expected.items():
-                tolerance = 1e-6 if key == "metric" else 1e-12  # torchmetrics adds up in float32
-                assert result[key] == pytest.approx(float(value), rel=tolerance, abs=tolerance), (n_samples, key)
+                assert result[key] == pytest.approx(float(value), rel=1e-12, abs=1e-12), (n_samples, key)
             assert result["at the end"] == pytest.approx(len(by_rank) - 1.0, abs=1e-12)
-
-
-@pytest.mark.world_size(3)
-def test_metric_objects_see_the_samples_of_all_ranks(by_rank: list[list[dict[str, float]]]) -> None:
-    for results in by_rank:
-        for (n_samples, batch_size), result in zip(SIZES, results, strict=True):
-            assert result["median"] == float(build_loader(n_samples, batch_size).dataset.median())
 
 
 @pytest.mark.world_size(3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 from abc import abstractmethod
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ _DEFAULT_TIMEOUT = timedelta(minutes=30)
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 _opened: dict[str, int] = {}
 """How often each store was asked for in this process."""
+
+_connections: dict[str, tuple[Any, Any]] = {}
+"""By name: the process group's store, and a clone of it with a connection of its own."""
 
 _REDUCTIONS = {"mean": "SUM", "avg": "SUM", "sum": "SUM", "min": "MIN", "max": "MAX", "product": "PRODUCT"}
 
@@ -146,13 +150,12 @@ class ParallelStrategy(Strategy):
         c10d: Any = torch.distributed.distributed_c10d
         return c10d.PrefixStore("fulgur/shared", c10d._get_default_store())
 
-    def open_store(self, name: str) -> Any:
+    def open_stores(self, name: str, connections: Sequence[str]) -> list[Any]:
         if not _is_joined() or self.world_size == 1:
-            return None
+            return []
         c10d: Any = torch.distributed.distributed_c10d
         _opened[name] = number = _opened.get(name, 0) + 1
-        # a clone has a connection of its own: one that a thread waits on would hold up everyone else
-        return c10d.PrefixStore(f"fulgur/{name}/{number}", c10d._get_default_store().clone())
+        return [c10d.PrefixStore(f"fulgur/{name}/{number}", _connect(connection)) for connection in connections]
 
     # ------------------------------------------------------------------------------------------------ the model
 
@@ -263,6 +266,18 @@ def broadcast_module(module: nn.Module) -> None:
     for tensor in (*module.parameters(), *module.buffers()):
         if not isinstance(tensor, DTensor) and not nn.parameter.is_lazy(tensor):
             torch.distributed.broadcast(tensor.detach(), src=0)
+
+
+def _connect(name: str) -> Any:
+    """A connection to the store of the process group, kept: every thirtieth new one or so took 5 s to be accepted."""
+    c10d: Any = torch.distributed.distributed_c10d
+    default = c10d._get_default_store()
+    if name == "main":
+        return default
+    known = _connections.get(name)
+    if known is None or known[0] is not default:
+        known = _connections[name] = default, default.clone()
+    return known[1]
 
 
 def _is_joined() -> bool:

@@ -125,17 +125,26 @@ class Strategy(ABC):
     def store(self) -> Any:
         """A key-value store that all ranks share, with keys of the caller's choice; None on one process.
 
-        A thread that waits on it holds up the others of its process: `open_store` gives a thread its own.
+        A thread that waits on it holds up the others of its process: `open_stores` gives a thread its own.
         """
         return None
 
     def open_store(self, name: str) -> Any:
         """A key-value store that all ranks share, with keys of its own; None on one process.
 
-        The object may be used by one thread at a time. All ranks must ask for the same names in the same order: asked
-        again, a name stands for another, empty store.
+        It is for the main thread, where it must not keep others waiting for long; see `open_stores`. All ranks must ask
+        for the same names in the same order: asked again, a name stands for another, empty store.
         """
-        return None
+        stores = self.open_stores(name, ("main",))
+        return stores[0] if stores else None
+
+    def open_stores(self, name: str, connections: Sequence[str]) -> list[Any]:
+        """The store `name`, once for each connection; an empty list on one process.
+
+        While one thread waits for a key, no other can use the same connection. A connection is opened when it is first
+        asked for, which takes a while, and kept.
+        """
+        return []
 
     # ------------------------------------------------------------------------------------------------ the model
 
