@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fulgur.callbacks.progress import ProgressBar as ProgressBar
     from fulgur.callbacks.progress import RichProgressBar as RichProgressBar
     from fulgur.callbacks.pruning import ModelPruning as ModelPruning
+    from fulgur.callbacks.ray_report import RayTrainReportCallback as RayTrainReportCallback
     from fulgur.callbacks.rich_model_summary import RichModelSummary as RichModelSummary
     from fulgur.callbacks.spike import SpikeDetection as SpikeDetection
     from fulgur.callbacks.stochastic_weight_avg import StochasticWeightAveraging as StochasticWeightAveraging
@@ -54,6 +55,7 @@ __all__ = [
     "ModelSummary",
     "OnExceptionCheckpoint",
     "ProgressBar",
+    "RayTrainReportCallback",
     "RichModelSummary",
     "RichProgressBar",
     "SpikeDetection",
@@ -83,6 +85,7 @@ _HOMES = {
     "ModelSummary": "fulgur.callbacks.model_summary",
     "OnExceptionCheckpoint": "fulgur.callbacks.on_exception_checkpoint",
     "ProgressBar": "fulgur.callbacks.progress",
+    "RayTrainReportCallback": "fulgur.callbacks.ray_report",
     "RichModelSummary": "fulgur.callbacks.rich_model_summary",
     "RichProgressBar": "fulgur.callbacks.progress",
     "SpikeDetection": "fulgur.callbacks.spike",

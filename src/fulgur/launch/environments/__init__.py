@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fulgur.launch.environments.lightning import LightningEnvironment
     from fulgur.launch.environments.lsf import LSFEnvironment
     from fulgur.launch.environments.mpi import MPIEnvironment
+    from fulgur.launch.environments.ray import RayEnvironment
     from fulgur.launch.environments.slurm import SLURMEnvironment
     from fulgur.launch.environments.torchelastic import TorchElasticEnvironment
 
@@ -21,6 +22,7 @@ _HOMES = {
     "LSFEnvironment": "lsf",
     "LightningEnvironment": "lightning",
     "MPIEnvironment": "mpi",
+    "RayEnvironment": "ray",
     "SLURMEnvironment": "slurm",
     "TorchElasticEnvironment": "torchelastic",
 }
@@ -31,6 +33,7 @@ __all__ = [
     "LSFEnvironment",
     "LightningEnvironment",
     "MPIEnvironment",
+    "RayEnvironment",
     "SLURMEnvironment",
     "TorchElasticEnvironment",
     "find_environment",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -12,12 +13,14 @@ from fulgur.launch.environments.lightning import LightningEnvironment
 from fulgur.launch.family import forget_inherited
 
 _DETECTED = {
+    "ray.RayEnvironment": ("ray.train",),
     "torchelastic.TorchElasticEnvironment": ("TORCHELASTIC_RUN_ID",),
     "slurm.SLURMEnvironment": ("SLURM_NTASKS",),
     "lsf.LSFEnvironment": ("LSB_JOBID",),
     "mpi.MPIEnvironment": ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"),
 }
-"""What is tried, in this order, where one of these is set: torchrun within a SLURM job is torchrun's."""
+"""What is tried, in this order, where one of these variables is set or modules loaded: torchrun within a SLURM job is
+torchrun's."""
 
 
 def find_environment(plugins: Any = None) -> ClusterEnvironment:
@@ -33,8 +36,8 @@ def find_environment(plugins: Any = None) -> ClusterEnvironment:
         raise MisconfigurationException(f"plugins holds {len(given)} cluster environments: {names}. Keep one.")
     if given:
         return given[0]
-    for place, variables in _DETECTED.items():
-        if any(name in os.environ for name in variables) and (kind := _import(place)).detect():
+    for place, hints in _DETECTED.items():
+        if any(name in os.environ or name in sys.modules for name in hints) and (kind := _import(place)).detect():
             return kind()
     return LightningEnvironment()
 
