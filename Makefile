@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 BENCH_BIN := $(BENCH_VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults check bench compat docs format clean
+.PHONY: help demo test faults check bench compat ray docs format clean
 
 help:
 	@echo "make demo     train a small network on handwritten digits, then test it (about half a minute)"
@@ -17,6 +17,7 @@ help:
 	@echo "make docs     run every example that the documentation shows"
 	@echo "make bench    measure fulgur against a hand-written loop and its peers"
 	@echo "make compat   exchange checkpoints with Lightning, in both directions"
+	@echo "make ray      install Ray (500 MB), and train in its workers"
 	@echo "make format   format the code in place"
 
 demo: $(VENV)/.installed
@@ -43,6 +44,9 @@ bench: $(BENCH_VENV)/.installed
 compat: $(VENV)/.installed $(BENCH_VENV)/.installed
 	$(BIN)/python -m pytest --timeout=300 tests/compat
 
+ray: $(VENV)/.ray
+	$(BIN)/python -m pytest --timeout=300 tests/distributed/test_ray.py
+
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
@@ -55,6 +59,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install torch==2.13.0 -c constraints.txt
 	$(BIN)/pip install -e '.[dev]' -c constraints.txt
+	touch $@
+
+$(VENV)/.ray: $(VENV)/.installed
+	$(BIN)/pip install -e '.[ray]' -c constraints.txt
 	touch $@
 
 $(BENCH_VENV)/.installed: pyproject.toml constraints.txt constraints-bench.txt

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Runs the tests marked `gpu` and prints a table with one line a test. Fails when one fails, when none ran, or when
-# there is no GPU. Installs nothing: it takes the torch and pytest of $PYTHON (default: python3).
+# Runs the tests marked `gpu` and prints a table with one line a test; then, unless FULGUR_BENCH=0, measures a step on
+# two ranks beside a loop written by hand. Fails when a test fails, when none ran, or when there is no GPU. The tests of
+# several ranks use NCCL with as many GPUs as there are, one at least. Installs nothing: it takes the torch and pytest
+# of $PYTHON (default: python3).
 #
 #   scripts/gpu_check.sh [pytest arguments]
 set -euo pipefail
@@ -42,4 +44,7 @@ print(", ".join(f"{n} {result}" for result, n in counts.items()))
 if not counts["passed"]:
     sys.exit("gpu_check: no test ran on the GPU.")
 PY
+if [[ "${FULGUR_BENCH:-1}" != 0 ]]; then
+    "$PYTHON" benchmarks/distributed.py --rounds 5 --steps 200 || status=$?
+fi
 exit "$status"
