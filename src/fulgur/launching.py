@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fulgur.trainer import Trainer
 
 _POLL_S = 0.05
+_GIVE_WAY_S = 3.0
+"""How long a rank that only hears of an error lets the one that raised it end first, which ends this one too."""
 
 
 def on_all_ranks(trainer: Trainer, function: Callable[..., Any], call: Call, **kwargs: Any) -> Any:
@@ -102,6 +104,7 @@ def _wait_until_ready(store: Any, n_ready: int) -> None:
     while store.add("ready", 0) < n_ready:
         time.sleep(_POLL_S)
     if store.check(["failure"]):
+        time.sleep(_GIVE_WAY_S)  # order matters: what is to be read last is the error itself, not this
         raise RuntimeError(f"prepare_data failed on another rank: {store.get('failure').decode()}.")
 
 
