@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -34,7 +34,7 @@ def on_all_ranks(trainer: Trainer, function: Callable[..., Any], call: Call, **k
         RankFailedError: Another rank has failed first.
         LayoutError: Processes are there already, and they are not as many as this Trainer has.
     """
-    _check_own_world(trainer)
+    check_own_world(trainer)
     launcher = trainer.strategy.launcher
     if launcher is None:
         return on_this_rank(trainer, function, call, **kwargs)
@@ -58,7 +58,7 @@ def on_this_rank(trainer: Trainer, function: Callable[..., Any], call: Call, **k
     strategy = trainer.strategy
     if isinstance(strategy, SingleDeviceStrategy):
         return function(trainer, call, **kwargs)
-    _join(trainer)
+    join_ranks(trainer)
     try:
         return function(trainer, call, **kwargs)
     finally:
@@ -66,14 +66,35 @@ def on_this_rank(trainer: Trainer, function: Callable[..., Any], call: Call, **k
             strategy.cluster_environment.teardown()
 
 
-def _join(trainer: Trainer) -> None:
+class Runner(Protocol):
+    """What runs on the ranks: a Trainer, or a Fabric."""
+
+    strategy: Strategy
+    _settings: Any
+
+    @property
+    def num_devices(self) -> int: ...
+
+    @property
+    def num_nodes(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+
+def join_ranks(runner: Runner) -> None:
+    """Join the other processes of `runner`; again does nothing. All ranks must reach this.
+
+    Raises:
+        LayoutError: This process belongs to a group of another size.
+    """
     from fulgur.launch.last_words import leave_last_words
     from fulgur.launch.meeting import variables_set
 
     leave_last_words()
-    _leave_other_group(trainer)
-    with variables_set(_alone_variables(trainer)):
-        trainer.strategy.set_up_environment()  # all ranks must reach this
+    _leave_other_group(runner)
+    with variables_set(_alone_variables(runner)):
+        runner.strategy.set_up_environment()  # all ranks must reach this
 
 
 def prepare_once(strategy: Strategy, prepare: Callable[[], Any], *, on_each_node: bool) -> None:
@@ -123,9 +144,9 @@ def _own_store() -> Any:
     return c10d.PrefixStore("fulgur/shared", c10d._get_default_store().clone())
 
 
-def _leave_other_group(trainer: Trainer) -> None:
+def _leave_other_group(runner: Runner) -> None:
     """A process group of another size, as an earlier Trainer of one process leaves it, cannot be used."""
-    distributed, layout = torch.distributed, Layout(trainer.num_devices, trainer.num_nodes)
+    distributed, layout = torch.distributed, Layout(runner.num_devices, runner.num_nodes)
     is_joined = distributed.is_available() and distributed.is_initialized()
     if not is_joined:
         return
@@ -140,28 +161,33 @@ def _leave_other_group(trainer: Trainer) -> None:
     distributed.destroy_process_group()
 
 
-def _alone_variables(trainer: Trainer) -> dict[str, str]:
+def _alone_variables(runner: Runner) -> dict[str, str]:
     """What a process group of one process needs of the environment."""
-    strategy = trainer.strategy
+    strategy = runner.strategy
     environment = strategy.cluster_environment
     is_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if environment is None or is_joined or trainer.world_size > 1 or environment.creates_processes_externally:
+    if environment is None or is_joined or runner.world_size > 1 or environment.creates_processes_externally:
         return {}
     from fulgur.launch.ports import find_free_port
 
     return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
 
 
-def _check_own_world(trainer: Trainer) -> None:
+def check_own_world(runner: Runner) -> None:
+    """See that `runner` has as many processes as this one has been started with.
+
+    Raises:
+        LayoutError: It has not.
+    """
     started = find_own_layout()
-    if started is None or _is_alone(trainer):
+    if started is None or _is_alone(runner):
         return
     from fulgur.launch.script import check_layout
 
-    check_layout(started, Layout(trainer.num_devices, trainer.num_nodes))
+    check_layout(started, Layout(runner.num_devices, runner.num_nodes))
 
 
-def _is_alone(trainer: Trainer) -> bool:
+def _is_alone(runner: Runner) -> bool:
     """Whether the program has said that this process trains by itself."""
-    asked = trainer._settings.strategy
+    asked = runner._settings.strategy
     return isinstance(asked, SingleDeviceStrategy) or str(asked).lower() == "single_device"

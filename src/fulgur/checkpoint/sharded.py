@@ -12,7 +12,7 @@ In `meta.pt` stands, where a file would have the tensor, the key that the tensor
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -22,10 +22,13 @@ SHARDS_KEY = "fulgur_shards"
 """In `meta.pt`: what only sharded checkpoints have."""
 
 SHARDED_PARTS = ("state_dict", "optimizer_states")
+"""Parts of a Trainer's checkpoint that may hold distributed tensors. Another one names its own beside its files."""
 _STANDS_FOR = "fulgur.shard"
 
 
-def take_shards(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def take_shards(
+    checkpoint: Mapping[str, Any], parts: Iterable[str] = SHARDED_PARTS
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Part a checkpoint in two: what goes into `meta.pt`, and the distributed tensors by their keys in the index."""
     from torch.distributed.tensor import DTensor
 
@@ -38,7 +41,7 @@ def take_shards(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
         return {_STANDS_FOR: key}
 
     plain = dict(checkpoint)
-    for part in SHARDED_PARTS:
+    for part in parts:
         if part in plain:
             plain[part] = replace_leaves(plain[part], take, part)
     return plain, shards
@@ -51,7 +54,7 @@ def put_shards(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[
         return tensors[value[_STANDS_FOR]] if _stands_for(value) else value
 
     checkpoint = {key: value for key, value in plain.items() if key != SHARDS_KEY}
-    for part in SHARDED_PARTS:
+    for part in _parts_of(plain):
         if part in checkpoint:
             checkpoint[part] = replace_leaves(checkpoint[part], put, part)
     return checkpoint
@@ -66,7 +69,7 @@ def keys_of(plain: Mapping[str, Any]) -> list[str]:
             found.append(value[_STANDS_FOR])
         return value
 
-    for part in SHARDED_PARTS:
+    for part in _parts_of(plain):
         if part in plain:
             replace_leaves(plain[part], note, part)
     return found
@@ -82,6 +85,11 @@ def replace_leaves(value: Any, replace: Callable[[Any, str], Any], name: str) ->
     if type(value) in (list, tuple):
         return type(value)(replace_leaves(item, replace, f"{name}.{index}") for index, item in enumerate(value))
     return replace(value, name)
+
+
+def _parts_of(plain: Mapping[str, Any]) -> Iterable[str]:
+    parts: Iterable[str] = plain.get(SHARDS_KEY, {}).get("parts", SHARDED_PARTS)
+    return parts
 
 
 def _stands_for(value: Any) -> bool:

@@ -24,7 +24,7 @@ from torch import Tensor
 from fulgur.checkpoint.exchange import put_in_place
 from fulgur.checkpoint.io import AsyncCheckpointIO
 from fulgur.checkpoint.location import META_FILE, is_remote, is_sharded, local_path
-from fulgur.checkpoint.sharded import INDEX_FILE, SHARDS_KEY, take_shards
+from fulgur.checkpoint.sharded import INDEX_FILE, SHARDED_PARTS, SHARDS_KEY, take_shards
 from fulgur.checkpoint.temporary import LOCK_FILE, mark_as_written, remove_leftovers, temporary_name
 from fulgur.checkpoint.write import make_directory, sync_directory, write_checkpoint
 from fulgur.errors import CheckpointError
@@ -81,6 +81,7 @@ def save_sharded(
     ranks: Ranks,
     *,
     parameters: Mapping[str, list[str]],
+    parts: Sequence[str] = SHARDED_PARTS,
     background: AsyncCheckpointIO | None = None,
     timeout_s: float = 1800.0,
 ) -> None:
@@ -94,6 +95,7 @@ def save_sharded(
         path: A local path.
         ranks: Who takes part.
         parameters: Names of the parameters of each optimizer, by the optimizer's key in the checkpoint.
+        parts: Keys of the checkpoint under which distributed tensors are looked for.
         background: Writes in its thread. ``None`` writes at once.
         timeout_s: How long rank 0 waits in the background for the others.
 
@@ -115,10 +117,12 @@ def save_sharded(
     name, failure = ranks.broadcast((str(temporary.path) if temporary else "", failure))  # all ranks must reach this
     if failure is not None:
         raise failure
-    plain, shards = take_shards(checkpoint)
+    plain, shards = take_shards(checkpoint, parts)
     plan = _plan(shards, Path(name), ranks)  # all ranks must reach this
     locals_ = {key: _local_part(tensor) for key, tensor in shards.items()}
     plain[SHARDS_KEY] = {"format": FORMAT_VERSION, "parameters": dict(parameters)}
+    if tuple(parts) != SHARDED_PARTS:
+        plain[SHARDS_KEY]["parts"] = list(parts)
     if background is None:
         _save_now(plan, plain, locals_, target, temporary, ranks)
     else:

@@ -17,7 +17,12 @@ _LENT = ("log", "log_dict")
 
 
 def ship(trainer: Any, result: Any) -> bytes:
-    """Result, weights, counters, metrics and states of callbacks and loggers, as bytes. All ranks must reach this."""
+    """Result, weights, counters, metrics and states of callbacks and loggers, as bytes. All ranks must reach this.
+
+    Without a Trainer only the result.
+    """
+    if trainer is None:
+        return pickle.dumps(result, protocol=pickle.HIGHEST_PROTOCOL)
     module = trainer.lightning_module
     metrics = trainer.metrics
     metrics.refresh()
@@ -44,6 +49,8 @@ def ship(trainer: Any, result: Any) -> bytes:
 
 def take_over(trainer: Any, shipped: bytes) -> Any:
     """Give `trainer` what `ship` has packed. Returns the result of the call."""
+    if trainer is None:
+        return pickle.loads(shipped)
     found = _Unpickler(io.BytesIO(shipped), trainer).load()
     trainer.state = found["state"]
     loop, metrics = trainer.fit_loop, trainer.metrics

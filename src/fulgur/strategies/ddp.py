@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -130,9 +131,12 @@ class DDPStrategy(ParallelStrategy):
         self._ddp.training_step = self._step
         self._ddp.is_manual = not module.automatic_optimization
         self._ddp.require_backward_grad_sync = module.automatic_optimization
+        self._register_hook(self._ddp)
+
+    def _register_hook(self, ddp: DistributedDataParallel) -> None:
         if self._comm_hook is not None:
             hook = self._comm_hook if self._comm_wrapper is None else self._comm_wrapper(self._comm_hook)
-            self._ddp.register_comm_hook(self._comm_state, hook)
+            ddp.register_comm_hook(self._comm_state, hook)
 
     def set_grad_sync(self) -> Callable[[bool], None] | None:
         return self._set_grad_sync
@@ -174,6 +178,44 @@ class DDPStrategy(ParallelStrategy):
         restore_batch_norms(self._batch_norms)
         self._batch_norms = []
         move_to_host(self)
+
+    # ------------------------------------------------------------------------------------- loops of the user's own
+
+    def wrap_module(self, module: nn.Module, *, move_to_device: bool = True) -> nn.Module:
+        module = super().wrap_module(module, move_to_device=move_to_device)
+        if not any(parameter.requires_grad for parameter in module.parameters()):  # DDP would refuse
+            broadcast_module(module)
+            return module
+        wrapped = RoutedDDP(module, **self.ddp_kwargs)
+        self._register_hook(wrapped)
+        return wrapped
+
+    def route(self, wrapped: nn.Module, method: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        if method is None or not isinstance(wrapped, RoutedDDP):
+            return super().route(wrapped, method)
+        return partial(wrapped.call, method)
+
+    def no_sync_of(self, wrapped: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
+        return wrapped.no_sync if isinstance(wrapped, DistributedDataParallel) else nullcontext
+
+
+class RoutedDDP(DistributedDataParallel):
+    """DistributedDataParallel whose forward pass may be another method of the module, too."""
+
+    _method: Callable[..., Any] | None = None
+
+    def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call `method` of the module as the forward pass."""
+        self._method = method
+        try:
+            return self(*args, **kwargs)
+        finally:
+            self._method = None
+
+    def _run_ddp_forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        if self._method is None:
+            return super()._run_ddp_forward(*inputs, **kwargs)  # type: ignore[no-untyped-call]
+        return self._method(*inputs, **kwargs)
 
 
 class TrainingDDP(DistributedDataParallel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +23,7 @@ from fulgur.strategies.routing import (
     RoutedTraining,
     demanding_loss,
     is_sharded_whole,
+    route_call,
     route_evaluation,
     route_training,
 )
@@ -154,22 +155,26 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
             self._check_manual(module)
             return self.model  # by an earlier call, or by the user in configure_model
         self._check_manual(module)
+        self._spread(module, as_whole=module.automatic_optimization)
+        return self.model
+
+    def _spread(self, module: nn.Module, *, as_whole: bool) -> None:
+        """Cut `module` into parts; without `as_whole`, what is its own is left as it is."""
         share_initial_state(module, self.root_device)
         if self.sync_batchnorm:
             share_batch_norms(module, self.root_device)
         if self.activation_checkpointing_policy is not None:
             policy = self.activation_checkpointing_policy
             recompute_in_backward(select(module, policy, "activation_checkpointing_policy"))
-        self._shard(module)
+        self._shard(module, as_whole=as_whole)
         materialize(module, "cpu" if self._offloads else self.root_device, draws_on=self.root_device)
         place_without_parameters(module, self.root_device)
-        return self.model
 
     @property
     def _offloads(self) -> bool:
         return self.cpu_offload and self.root_device.type != "cpu"
 
-    def _shard(self, module: Any) -> None:
+    def _shard(self, module: Any, *, as_whole: bool) -> None:
         from torch.distributed.fsdp import fully_shard
 
         policy = self._policy()
@@ -184,7 +189,7 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
         for unit in units:
             if not is_sharded_whole(unit):
                 fully_shard(unit, mp_policy=policy, **arguments)
-        if module.automatic_optimization:
+        if as_whole:
             # A batch is no input of a layer: autocast brings inputs and weights together, labels stay as they are.
             own = policy if self.mixed_precision is not None else replace(policy, cast_forward_inputs=False)
             known_as = type(module)
@@ -269,6 +274,22 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
         if self._sync is None or self.world_size == 1:
             return None
         return open_votes(self, agreement, self._training.take_zero_loss if self._training is not None else _nothing)
+
+    # ------------------------------------------------------------------------------------- loops of the user's own
+
+    def wrap_module(self, module: nn.Module, *, move_to_device: bool = True) -> nn.Module:
+        if not (is_sharded_whole(module) or _are_parts(module)):  # by the user
+            self._spread(module, as_whole=True)
+        return module
+
+    def route(self, wrapped: nn.Module, method: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        return route_call(wrapped, method) if is_sharded_whole(wrapped) else super().route(wrapped, method)
+
+    def no_sync_of(self, wrapped: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
+        return GradientSync(wrapped).off
+
+    def init_context(self, *, is_empty: bool) -> AbstractContextManager[Any]:
+        return torch.device("meta") if is_empty else nullcontext()  # order matters: parts are moved, not the whole
 
 
 def _nothing() -> None:

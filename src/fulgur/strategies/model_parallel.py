@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from fulgur.strategies.routing import (
     GradientSync,
     demanding_loss,
     is_sharded_whole,
+    route_call,
     route_evaluation,
     route_training,
 )
@@ -142,10 +143,13 @@ class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
                 "model to be spread over self.device_mesh. Define it, or use strategy='fsdp'."
             )
         self._check_parameters(module)
+        self._place(module)
+        return self.model
+
+    def _place(self, module: nn.Module) -> None:
         materialize(module, self.root_device, draws_on=self.root_device)
         place_without_parameters(module, self.root_device)
         _place_rest(module, self.root_device)
-        return self.model
 
     def _check_parameters(self, module: nn.Module) -> None:
         """Gradients are averaged over data by FSDP only: parameters it does not know of would drift apart."""
@@ -181,6 +185,27 @@ class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
 
     def no_grad_sync(self) -> AbstractContextManager[None]:
         return GradientSync(self.lightning_module).off()
+
+    # ------------------------------------------------------------------------------------- loops of the user's own
+
+    def wrap_module(self, module: nn.Module, *, move_to_device: bool = True) -> nn.Module:
+        """Place `module`, which the caller has spread over `device_mesh`, and check that its parts will stay together.
+
+        Raises:
+            MisconfigurationException: Parameters are spread over no axis along which the data differs.
+        """
+        self._check_parameters(module)
+        self._place(module)
+        return module
+
+    def route(self, wrapped: nn.Module, method: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        return route_call(wrapped, method) if is_sharded_whole(wrapped) else super().route(wrapped, method)
+
+    def no_sync_of(self, wrapped: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
+        return GradientSync(wrapped).off
+
+    def init_context(self, *, is_empty: bool) -> AbstractContextManager[Any]:
+        return torch.device("meta") if is_empty else nullcontext()
 
     def build_votes(self, agreement: Agreement) -> Votes | None:
         if self.data_size == 1 or not self.lightning_module.automatic_optimization:

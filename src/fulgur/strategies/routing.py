@@ -62,6 +62,20 @@ def route_training(module: Any, step: Callable[..., Any]) -> Callable[..., Any]:
     return train
 
 
+def route_call(module: Any, method: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """`module`, or a method of it as its forward pass, which leaves nothing gathered that no backward pass gives up."""
+    call: Callable[..., Any] = module if method is None else as_forward(module, method)
+    reshard = module.reshard
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        outputs = call(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            reshard()
+        return outputs
+
+    return run
+
+
 def demanding_loss(step: Callable[..., Any], who: str) -> Callable[..., Any]:
     """`step`, with an error that names `who` where it returns None: other ranks may be waiting for this one."""
 

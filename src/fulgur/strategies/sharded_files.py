@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from fulgur.checkpoint.io import AsyncCheckpointIO, CheckpointIO, TorchCheckpointIO
 from fulgur.checkpoint.location import is_sharded
+from fulgur.checkpoint.sharded import SHARDED_PARTS
 from fulgur.errors import CheckpointError, MisconfigurationException
 from fulgur.strategies.distributed_state import (
     OwnLayout,
@@ -18,6 +19,9 @@ from fulgur.strategies.distributed_state import (
     names_by_optimizer,
 )
 from fulgur.strategies.strategy import Strategy
+
+if TYPE_CHECKING:
+    from fulgur.checkpoint.sharded_read import Layout
 
 
 class ShardedFiles(Strategy):
@@ -67,16 +71,26 @@ class ShardedFiles(Strategy):
                 f"{type(inner).__name__} writes files from one rank, and this strategy saves shards. Leave the plugin "
                 "out, or save one file: state_dict_type='full' (save_distributed_checkpoint=False)."
             )
+        is_of_trainer = self.lightning_module is not None
         save_sharded(  # all ranks must reach this
             checkpoint,
             filepath,
             self,
-            parameters=names_by_optimizer(self.lightning_module, self.optimizers),
+            parameters=names_by_optimizer(self.lightning_module, self.optimizers) if is_of_trainer else {},
+            parts=SHARDED_PARTS if is_of_trainer else list(checkpoint),
             background=writer if isinstance(writer, AsyncCheckpointIO) else None,
         )
 
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint; of a sharded one each rank reads its part. All ranks must reach this."""
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None, *, layout: Layout | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint; of a sharded one each rank reads its part. All ranks must reach this.
+
+        Args:
+            checkpoint_path: A file or a directory of shards.
+            weights_only: As for `fulgur.checkpoint.load.load_checkpoint`.
+            layout: Says of each tensor which part of it is wanted. None: that of the Trainer's module and optimizers.
+        """
         if not is_sharded(checkpoint_path):
             return super().load_checkpoint(checkpoint_path, weights_only=weights_only)
         from fulgur.checkpoint.sharded_read import load_sharded, verify_sharded
@@ -88,5 +102,6 @@ class ShardedFiles(Strategy):
         for verdict in verdicts:
             if not verdict.is_usable:
                 raise CheckpointError(f"{str(checkpoint_path)!r} {verdict.reason}. Use another checkpoint.")
-        layout = OwnLayout(self.lightning_module) if self.lightning_module is not None else None
+        if layout is None and self.lightning_module is not None:
+            layout = OwnLayout(self.lightning_module)
         return load_sharded(checkpoint_path, weights_only=weights_only, layout=layout, is_verified=True)

@@ -192,6 +192,28 @@ class Strategy(ABC):
     def teardown(self) -> None:
         """Take the module off the device, and leave the process as it was found."""
 
+    # ------------------------------------------------------------------------------------- loops of the user's own
+
+    def wrap_module(self, module: nn.Module, *, move_to_device: bool = True) -> nn.Module:
+        """Make any module ready for a loop of the user's own. Returns what synchronises gradients when it is called.
+
+        `Fabric` calls it once for each of its modules, where the Trainer calls `setup_module`. All ranks must reach
+        this.
+        """
+        return module.to(self.root_device) if move_to_device else module
+
+    def route(self, wrapped: nn.Module, method: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        """What such a loop calls: `wrapped`, or `method` of the module in it, with its gradients synchronised."""
+        return wrapped if method is None else method
+
+    def no_sync_of(self, wrapped: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
+        """Makes contexts in which backward passes through `wrapped` do not reduce gradients."""
+        return nullcontext
+
+    def init_context(self, *, is_empty: bool) -> AbstractContextManager[Any]:
+        """A context in which modules are made where they will be; `is_empty` where their values do not matter."""
+        return self.root_device
+
     # --------------------------------------------------------------------------------------- talking to each other
 
     @abstractmethod
