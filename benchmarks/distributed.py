@@ -1,6 +1,8 @@
-"""CPU time of a step of DistributedDataParallel on two ranks, against a loop written by hand; gloo, one thread each.
+"""CPU time of a step on two ranks, under DistributedDataParallel and FSDP2, against loops written by hand.
 
-python benchmarks/distributed.py --rounds 5
+gloo, one thread each.
+
+python benchmarks/distributed.py --rounds 5 --strategies ddp
 """
 
 from __future__ import annotations
@@ -23,13 +25,14 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).resolve().parent
 N_RANKS = 2
 LIMIT = 1.03
+N_STEPS = {"ddp": 500, "fsdp": 200}
+"""Steps measured each time: enough for a second or so."""
+TITLES = {"ddp": "DDP", "fsdp": "FSDP2"}
 
 
-def train_by_hand(batches: Any) -> None:
-    from torch.nn.parallel import DistributedDataParallel
-
+def train_by_hand(strategy: str, batches: Any) -> None:
     workload = importlib.import_module("workload")
-    model = DistributedDataParallel(workload.build_network())
+    model = _wrap(strategy, workload.build_network())
     optimizer = torch.optim.SGD(model.parameters(), lr=workload.LEARNING_RATE)
     for inputs, labels in batches:
         optimizer.zero_grad()
@@ -38,13 +41,24 @@ def train_by_hand(batches: Any) -> None:
         optimizer.step()
 
 
-def train_with_trainer(batches: Any, *, n_logs: int = 0) -> None:
+def _wrap(strategy: str, network: torch.nn.Module) -> torch.nn.Module:
+    if strategy == "ddp":
+        from torch.nn.parallel import DistributedDataParallel
+
+        return DistributedDataParallel(network)
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(network)
+    return network
+
+
+def train_with_trainer(strategy: str, batches: Any, *, n_logs: int = 0) -> None:
     workload, fulgur = importlib.import_module("workload"), importlib.import_module("fulgur")
     with tempfile.TemporaryDirectory() as folder:
         trainer = fulgur.Trainer(
             accelerator="cpu",
             devices=N_RANKS,
-            strategy="ddp",
+            strategy=strategy,
             use_distributed_sampler=False,  # each rank has its own batches, as in the loop by hand
             max_epochs=1,
             num_sanity_val_steps=0,
@@ -57,7 +71,7 @@ def train_with_trainer(batches: Any, *, n_logs: int = 0) -> None:
         trainer.fit(workload.build_module(fulgur, n_logs), batches)
 
 
-def measure(n_rounds: int, n_steps: int) -> list[Comparison]:
+def measure(strategy: str, n_rounds: int, n_steps: int) -> list[Comparison]:
     """On a rank: compare the programs, together with the other ranks."""
     sys.path.insert(0, str(FOLDER))
     rounds, workload = importlib.import_module("rounds"), importlib.import_module("workload")
@@ -67,28 +81,33 @@ def measure(n_rounds: int, n_steps: int) -> list[Comparison]:
     def seconds_per_step(train: Any) -> float:
         batches = workload.TimedBatches(n_steps)
         torch.distributed.barrier()
-        train(batches)
+        train(strategy, batches)
         seconds: float = batches.seconds_per_step
         return seconds
 
+    title = TITLES[strategy]
     by_hand = partial(seconds_per_step, train_by_hand)
     programs = [
-        rounds.Program("the same loop again", by_hand),
-        rounds.Program("fulgur, bare", partial(seconds_per_step, train_with_trainer), LIMIT),
-        rounds.Program("fulgur, one log", partial(seconds_per_step, partial(train_with_trainer, n_logs=1))),
+        rounds.Program(f"{title}: the same loop again", by_hand),
+        rounds.Program(f"{title}: fulgur, bare", partial(seconds_per_step, train_with_trainer), LIMIT),
+        rounds.Program(f"{title}: fulgur, one log", partial(seconds_per_step, partial(train_with_trainer, n_logs=1))),
     ]
     found: list[Comparison] = rounds.compare(
-        rounds.Program("hand-written loop, 2 ranks", by_hand), programs, n_rounds=n_rounds
+        rounds.Program(f"{title}: hand-written loop", by_hand), programs, n_rounds=n_rounds
     )
     torch.distributed.destroy_process_group()
     return found
 
 
-def run(*, n_rounds: int = 15, n_steps: int = 500) -> list[Comparison]:
-    """Compare every program, as rank 0 measures them."""
+def run(
+    *, n_rounds: int = 15, n_steps: int | None = None, strategies: Sequence[str] = tuple(N_STEPS)
+) -> list[Comparison]:
+    """Compare every program as rank 0 measures them; `n_steps` None: as many as `N_STEPS` says."""
     from fulgur.testing import run_ranks
 
-    found: list[Comparison] = run_ranks(measure, N_RANKS, n_rounds, n_steps, timeout_s=900)[0]
+    found: list[Comparison] = []
+    for strategy in strategies:
+        found += run_ranks(measure, N_RANKS, strategy, n_rounds, n_steps or N_STEPS[strategy], timeout_s=900)[0]
     return found
 
 
@@ -101,9 +120,10 @@ def report(comparisons: Sequence[Comparison]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=500, help="steps measured each time")
+    parser.add_argument("--steps", type=int, help="steps measured each time")
+    parser.add_argument("--strategies", nargs="+", choices=sorted(N_STEPS), default=sorted(N_STEPS))
     args = parser.parse_args()
-    print(report(run(n_rounds=args.rounds, n_steps=args.steps)))
+    print(report(run(n_rounds=args.rounds, n_steps=args.steps, strategies=args.strategies)))
 
 
 if __name__ == "__main__":
