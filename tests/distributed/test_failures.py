@@ -227,6 +227,6 @@ def _train_beside_a_frozen_rank() -> None:
 
 
 def test_sigterm_ends_a_rank_that_waits_for_one_that_gives_no_sign_of_life() -> None:
-    with pytest.raises(ChildProcessError, match=r"rank 0 ended with 143 before it returned") as caught:
+    with pytest.raises(ChildProcessError, match=r"rank 0 ended with exit code 143 before it returned") as caught:
         run_ranks(_train_beside_a_frozen_rank, 2, timeout_s=40)
     assert "Rank 0 got SIGTERM and ends at once: the ranks [1] are gone" in str(caught.value)

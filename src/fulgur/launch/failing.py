@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
+import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fulgur.launch.last_words import write_last_words
@@ -24,7 +28,43 @@ _ANSWER_S = 1.0
 _ASKED = (signal.SIGABRT, signal.SIGINT, signal.SIGTERM)
 
 
-def comes_first(exitcode: int | None) -> bool:
+@dataclass(frozen=True)
+class RankFailure:
+    """How a rank failed, in a form that can be sent to its starter.
+
+    Attributes:
+        at: When, on the monotonic clock that all processes of a machine share.
+        error: The pickled exception; None where there is none to raise again.
+        text: Its traceback, or what happened instead.
+    """
+
+    at: float
+    error: bytes | None
+    text: str
+
+
+def describe_error(error: BaseException) -> RankFailure:
+    """What was raised on this rank; to be called where it is handled."""
+    at, text = time.monotonic(), traceback.format_exc()
+    try:
+        pickled = pickle.dumps(error)
+        pickle.loads(pickled)
+    except Exception:  # not every exception can be sent; its text always can
+        pickled = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+    return RankFailure(at, pickled, text)
+
+
+def describe_end(process: Any, sentence: str) -> RankFailure:
+    """How a process ended that was to answer and did not, in a sentence with a gap: ``"it {}."``."""
+    at = time.monotonic()
+    process.join(5.0)
+    code = process.exitcode
+    is_signal = code is not None and code < 0
+    how = f"was ended by {signal.Signals(-code).name}" if is_signal else f"ended with exit code {code}"
+    return RankFailure(-math.inf if _comes_first(code) else at, None, sentence.format(how))
+
+
+def _comes_first(exitcode: int | None) -> bool:
     """Whether a process that ended so did it by itself: the others see its end before its starter has noticed it.
 
     By a signal, that is; except those that ask a process to end, and the one by which NCCL ends a rank that has lost

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 import signal
@@ -16,11 +15,11 @@ from typing import Any
 
 from fulgur.errors import MisconfigurationException, RankFailedError, SIGTERMException
 from fulgur.launch.environments.environment import ClusterEnvironment
-from fulgur.launch.failing import comes_first
+from fulgur.launch.failing import RankFailure, describe_end
 from fulgur.launch.family import Layout
 from fulgur.launch.launcher import Launcher
 from fulgur.launch.meeting import open_store, rank_variables
-from fulgur.launch.rank_process import RankFailure, Work, run_rank
+from fulgur.launch.rank_process import Work, run_rank
 from fulgur.launch.shipping import take_over
 
 _MOMENT_S = 1.0
@@ -191,13 +190,7 @@ class _Rank:
         try:
             self.answer = self.pipe.recv()
         except (EOFError, ConnectionResetError):
-            at = time.monotonic()
-            self.process.join(5.0)
-            code = self.process.exitcode
-            at = -math.inf if comes_first(code) else at
-            is_signal = code is not None and code < 0
-            how = f"was ended by {signal.Signals(-code).name}" if is_signal else f"ended with exit code {code}"
-            self.answer = RankFailure(at, None, f"it {how}.")
+            self.answer = describe_end(self.process, "it {}.")
 
     def send(self, signum: int) -> None:
         if self.process.exitcode is None:

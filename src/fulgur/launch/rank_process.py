@@ -8,11 +8,11 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from fulgur.launch.failing import describe_error
 from fulgur.launch.family import VARIABLE, Layout
 from fulgur.launch.launcher import count_threads
 from fulgur.launch.shipping import ship
@@ -46,15 +46,6 @@ class Work:
         self.__dict__.update(pickle.loads(state))
 
 
-@dataclass(frozen=True)
-class RankFailure:
-    """How a rank failed: when on the machine's clock, the pickled exception if it can be raised again, and a text."""
-
-    at: float
-    error: bytes | None
-    text: str
-
-
 def run_rank(pipe: Any, local_rank: int, starter: int, work: Work) -> None:
     """Do the work, and send what came of it."""
     _belong_to(starter)
@@ -66,7 +57,7 @@ def run_rank(pipe: Any, local_rank: int, starter: int, work: Work) -> None:
     except (KeyboardInterrupt, SystemExit) as left:
         raise SystemExit(130 if isinstance(left, KeyboardInterrupt) else left.code) from None
     except BaseException as error:
-        pipe.send(_describe(error))
+        pipe.send(describe_error(error))
         sys.stderr.flush()
         os._exit(1)
     pipe.send(answer)
@@ -103,16 +94,6 @@ def _enter(local_rank: int, work: Work) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         # a forked OpenMP runtime hangs with more than the calling thread, if it has had several before
         torch.set_num_threads(1 if work.is_forked else count_threads(work.layout.num_devices))
-
-
-def _describe(error: BaseException) -> RankFailure:
-    at, text = time.monotonic(), traceback.format_exc()
-    try:
-        pickled = pickle.dumps(error)
-        pickle.loads(pickled)
-    except Exception:  # not every exception can be sent; its text always can
-        pickled = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
-    return RankFailure(at, pickled, text)
 
 
 def _leave() -> None:

@@ -7,11 +7,11 @@ import multiprocessing
 import os
 import pickle
 import sys
-import time
-import traceback
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from fulgur.launch.failing import RankFailure, describe_error
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,6 @@ class Task:
     files: str
     filters: list[tuple[Any, ...]]
     timeout_s: float
-
-
-@dataclass(frozen=True)
-class Failure:
-    """How a rank failed.
-
-    Attributes:
-        at: When, on the monotonic clock that all processes of a machine share.
-        error: The pickled exception; None where there is none to raise again.
-        text: Its traceback, or what happened instead.
-    """
-
-    at: float
-    error: bytes | None
-    text: str
 
 
 def run_task(pipe: Any, task: Task) -> None:
@@ -112,16 +97,11 @@ def _import_home(name: str, file: str | None) -> None:
     spec.loader.exec_module(module)
 
 
-def _failure(error: BaseException) -> Failure:
-    at, text = time.monotonic(), traceback.format_exc()
-    if not isinstance(error, Exception):
-        return Failure(at, None, f"the rank left by {error!r}.\n{text}")
-    try:
-        pickled = pickle.dumps(error)
-        pickle.loads(pickled)
-    except Exception:  # not every exception can be sent; its text always can
-        pickled = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
-    return Failure(at, pickled, text)
+def _failure(error: BaseException) -> RankFailure:
+    found = describe_error(error)
+    if isinstance(error, Exception):
+        return found
+    return replace(found, error=None, text=f"the rank left by {error!r}.\n{found.text}")
 
 
 def _wait_for_starter(pipe: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 import signal
@@ -17,8 +16,8 @@ from multiprocessing import connection, forkserver, get_context
 from pathlib import Path
 from typing import Any
 
-from fulgur.launch.failing import comes_first
-from fulgur.testing.rank_process import Failure, Task, run_task
+from fulgur.launch.failing import RankFailure, describe_end
+from fulgur.testing.rank_process import Task, run_task
 
 _PRELOADED = (
     "torch",
@@ -179,8 +178,8 @@ class _World:
             raise self._first_error()
         return self._let_go(timeout_s)
 
-    def _failures(self) -> list[Failure]:
-        return [answer for answer in self.answers.values() if isinstance(answer, Failure)]
+    def _failures(self) -> list[RankFailure]:
+        return [answer for answer in self.answers.values() if isinstance(answer, RankFailure)]
 
     def _receive(self, until: float) -> bool:
         """Take what has come by then. Returns whether anything has."""
@@ -191,16 +190,8 @@ class _World:
             try:
                 self.answers[rank] = pickle.loads(pipe.recv_bytes())
             except (EOFError, ConnectionResetError):
-                self.answers[rank] = self._died(rank)
+                self.answers[rank] = describe_end(self.processes[rank], f"rank {rank} {{}} before it returned.")
         return bool(ready)
-
-    def _died(self, rank: int) -> Failure:
-        at, process = time.monotonic(), self.processes[rank]
-        process.join(timeout=5.0)
-        code = process.exitcode
-        at = -math.inf if comes_first(code) else at
-        how = f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"
-        return Failure(at, None, f"rank {rank} {how} before it returned.")
 
     def _let_go(self, timeout_s: float) -> list[Any]:
         """Let all ranks leave their process group together, and end."""
@@ -216,7 +207,7 @@ class _World:
         return [self.answers[rank] for rank in range(len(self.pipes))]
 
     def _first_error(self) -> BaseException:
-        failed = {rank: answer for rank, answer in self.answers.items() if isinstance(answer, Failure)}
+        failed = {rank: answer for rank, answer in self.answers.items() if isinstance(answer, RankFailure)}
         rank = min(failed, key=lambda rank: failed[rank].at)
         self._pass_output_on()
         failure = failed[rank]
