@@ -94,14 +94,6 @@ class ParallelStrategy(Strategy):
         environment = self.cluster_environment
         return environment.node_rank() if environment is not None else 0
 
-    @property
-    def data_rank(self) -> int:
-        return self.global_rank
-
-    @property
-    def data_size(self) -> int:
-        return self.world_size
-
     def set_up_environment(self) -> None:
         device = self.root_device
         if device.type == "cuda":

@@ -46,8 +46,8 @@ def test_entry_point_is_run_by_this_interpreter(started: Any) -> None:
 
 
 def test_folder_with_a_main_is_run_as_a_folder(started: Any) -> None:
-    started(["python", "project", "x"], ["project", "x"], file="/work/project/__main__.py")
-    assert find_command(1) == [sys.executable, "/work/project", "x"]
+    started(["python", "project", "x"], ["project", "x"], file="/srv/project/__main__.py")
+    assert find_command(1) == [sys.executable, "/srv/project", "x"]
 
 
 def test_arguments_that_the_program_has_changed_are_passed_as_they_are_now(started: Any) -> None:

@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader
 
 from fulgur.datamodule import LightningDataModule
-from fulgur.testing.boring import RandomIterableDataset
+from fulgur.testing.boring import RandomDataset, RandomIterableDataset
 
 
-class RandomDictDataset(Dataset[dict[str, Tensor]]):
-    """Rows of normal noise, each in a dict with a second tensor.
+class RandomDictDataset(RandomDataset):
+    """Rows of normal noise, each in a dict with a second tensor."""
 
-    Args:
-        size: Features of a row.
-        length: Rows.
-    """
-
-    def __init__(self, size: int, length: int) -> None:
-        self.len = length
-        self.data = torch.randn(length, size)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        row = self.data[index]
+    def __getitem__(self, index: int) -> Any:
+        row = super().__getitem__(index)
         return {"a": row, "b": row + 2}
 
-    def __len__(self) -> int:
-        return self.len
 
-
-class RandomIterableDatasetWithLen(IterableDataset[Tensor]):
+class RandomIterableDatasetWithLen(RandomIterableDataset):
     """A stream of rows of normal noise that knows its length."""
-
-    def __init__(self, size: int, count: int) -> None:
-        self.size, self.count = size, count
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for _ in range(len(self)):
-            yield torch.randn(self.size)
 
     def __len__(self) -> int:
         return self.count
@@ -53,24 +32,16 @@ class BoringDataModuleNoLen(LightningDataModule):
     def train_dataloader(self) -> Any:
         return DataLoader(RandomIterableDataset(32, 64))
 
-    def val_dataloader(self) -> Any:
-        return DataLoader(RandomIterableDataset(32, 64))
-
-    def test_dataloader(self) -> Any:
-        return DataLoader(RandomIterableDataset(32, 64))
-
-    def predict_dataloader(self) -> Any:
-        return DataLoader(RandomIterableDataset(32, 64))
+    val_dataloader = test_dataloader = predict_dataloader = train_dataloader
 
 
 class IterableBoringDataModule(LightningDataModule):
     """Two streams for each stage."""
 
     def setup(self, stage: str) -> None:
-        self.train_datasets = [RandomIterableDataset(4, 32), RandomIterableDataset(4, 32)]
-        self.val_datasets = [RandomIterableDataset(4, 32), RandomIterableDataset(4, 32)]
-        self.test_datasets = [RandomIterableDataset(4, 32), RandomIterableDataset(4, 32)]
-        self.predict_datasets = [RandomIterableDataset(4, 32), RandomIterableDataset(4, 32)]
+        self.train_datasets, self.val_datasets, self.test_datasets, self.predict_datasets = (
+            [RandomIterableDataset(4, 32), RandomIterableDataset(4, 32)] for _ in range(4)
+        )
 
     def train_dataloader(self) -> Any:
         return [DataLoader(dataset, batch_size=2) for dataset in self.train_datasets]
