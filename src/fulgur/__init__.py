@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fulgur import callbacks, compat, loggers, profilers
+    from fulgur.cli.schedulers import ReduceLROnPlateau
     from fulgur.data.combine import CombinedLoader
     from fulgur.datamodule import LightningDataModule
+    from fulgur.fabric import Fabric
     from fulgur.hooks import Callback
     from fulgur.module import LightningModule
     from fulgur.rng import seed_everything
@@ -23,8 +25,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "Callback": "fulgur.hooks",
     "CombinedLoader": "fulgur.data.combine",
+    "Fabric": "fulgur.fabric",
     "LightningDataModule": "fulgur.datamodule",
     "LightningModule": "fulgur.module",
+    "ReduceLROnPlateau": "fulgur.cli.schedulers",
     "Trainer": "fulgur.trainer",
     "seed_everything": "fulgur.rng",
 }
@@ -33,8 +37,10 @@ _SUBMODULES = ("callbacks", "compat", "loggers", "profilers")
 __all__ = [
     "Callback",
     "CombinedLoader",
+    "Fabric",
     "LightningDataModule",
     "LightningModule",
+    "ReduceLROnPlateau",
     "Trainer",
     "__version__",
     "callbacks",

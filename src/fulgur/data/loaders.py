@@ -198,8 +198,13 @@ def find_epoch_setters(loaders: Iterable[Any]) -> tuple[Callable[[int], None], .
     Looks at a loader's sampler, its batch sampler and the sampler in that. Found once, so that an epoch costs nothing
     where there is none.
     """
-    setters = {id(sampler): getattr(sampler, "set_epoch", None) for sampler in _samplers(loaders)}
-    return tuple(setter for setter in setters.values() if callable(setter))
+    return tuple(sampler.set_epoch for sampler in epoch_samplers(*loaders))
+
+
+def epoch_samplers(*loaders: Any) -> tuple[Any, ...]:
+    """Every sampler of `loaders` that has a ``set_epoch``, each once."""
+    samplers = {id(sampler): sampler for sampler in _samplers(loaders)}
+    return tuple(sampler for sampler in samplers.values() if callable(getattr(sampler, "set_epoch", None)))
 
 
 def _samplers(loaders: Iterable[Any]) -> Iterator[Any]:
