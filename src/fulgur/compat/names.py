@@ -35,11 +35,12 @@ _WARNINGS = {
     "fulgur.rank": "rank_zero_deprecation rank_zero_warn",
 }
 _EXCEPTIONS = {"fulgur.errors": "MisconfigurationException SIGTERMException"}
-_LOGGERS = {
+_FABRIC_LOGGERS = {
     "fulgur.loggers.csv_logs": "CSVLogger",
     "fulgur.loggers.logger": "Logger",
     "fulgur.loggers.tensorboard": "TensorBoardLogger",
 }
+_LOGGERS = {**_FABRIC_LOGGERS, "fulgur.loggers": "CometLogger LitLogger MLFlowLogger NeptuneLogger WandbLogger"}
 _LOGGER = {
     "fulgur.loggers.logger": "DummyLogger Logger rank_zero_experiment _DummyExperiment=DummyExperiment",
     f"{_S}.loggers": "merge_dicts",
@@ -223,10 +224,15 @@ _PYTORCH: dict[str, dict[str, str]] = {
         **_LOGGER,
         "fulgur.loggers.logger": "LightningLoggerBase=Logger Logger DummyLogger DummyExperiment rank_zero_experiment",
     },
+    "loggers.comet": {"fulgur.loggers": "CometLogger"},
     "loggers.csv_logs": _CSV,
+    "loggers.litlogger": {"fulgur.loggers": "LitLogger"},
     "loggers.logger": _LOGGER,
+    "loggers.mlflow": {"fulgur.loggers": "MLFlowLogger"},
+    "loggers.neptune": {"fulgur.loggers": "NeptuneLogger"},
     "loggers.tensorboard": _TENSORBOARD,
     "loggers.utilities": {f"{_S}.loggers": "_scan_checkpoints"},
+    "loggers.wandb": {"fulgur.loggers": "WandbLogger"},
     "loops": {
         "fulgur.loops.evaluate": "_EvaluationLoop=EvaluationLoop EvaluationLoop",
         "fulgur.loops.fit": "_FitLoop=FitLoop FitLoop",
@@ -326,7 +332,7 @@ _FABRIC: dict[str, dict[str, str]] = {
     "accelerators.mps": _MPS,
     "accelerators.registry": {f"{_S}.devices": "call_register_accelerators"},
     "connector": {f"{_S}.connectors": "_PRECISION_INPUT"},
-    "loggers": _LOGGERS,
+    "loggers": _FABRIC_LOGGERS,
     "loggers.csv_logs": _CSV,
     "loggers.logger": _LOGGER,
     "loggers.tensorboard": _TENSORBOARD,
