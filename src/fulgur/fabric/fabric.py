@@ -267,7 +267,7 @@ class Fabric:
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on the first process of each machine."""
         if self.local_rank == 0:
-            print(*args, **kwargs)
+            print(*args, **kwargs)  # noqa: T201
 
     @staticmethod
     def seed_everything(seed: int | None = None, workers: bool | None = None, verbose: bool = True) -> int:

@@ -1,6 +1,6 @@
 """What `Fabric.setup` hands out: a module, an optimizer and a loader that stand for the user's own.
 
-A step of a loop costs one Python call for each of: the batch, the forward pass, the backward pass, the optimizer's step.
+A step of a loop costs one Python call for each of: batch, forward pass, backward pass, optimizer's step.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from fulgur.strategies.strategy import Strategy
 
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 _OWN = frozenset(
-    ("_original_module", "_forward_module", "_call", "_methods", "_strategy", "_precision", "_context", "_no_sync")
-    + ("_is_routed",)
+    {
+        *("_original_module", "_forward_module", "_strategy", "_precision"),
+        *("_call", "_methods", "_context", "_no_sync", "_is_routed"),
+    }
 )
 
 
@@ -291,7 +293,7 @@ def no_sync_of(model: Any) -> AbstractContextManager[Any]:
     model = unwrap_compiled(model)
     if not isinstance(model, _FabricModule):
         raise TypeError(
-            f"no_backward_sync got a {type(model).__name__}, which fabric.setup has not returned. Pass what it returned."
+            f"no_backward_sync got a {type(model).__name__}, which fabric.setup has not returned. Pass what it did."
         )
     context: AbstractContextManager[Any] = model._no_sync()
     return context
