@@ -8,7 +8,8 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, fields, is_dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,25 @@ class AttributeDict(dict[str, Any]):
         width = max((len(str(key)) for key in self), default=0) + 3
         lines = (f'"{key}":'.ljust(width) + f" {self[key]}" for key in sorted(self, key=str))
         return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedArguments:
+    """What a command line makes an object of: kept instead of the objects that ``__init__`` gets.
+
+    Attributes:
+        owner: Class of the object.
+        values: Arguments of ``__init__`` in plain form.
+        marks: How to make the object again: kept as hyperparameters too.
+    """
+
+    owner: type
+    values: Mapping[str, Any]
+    marks: Mapping[str, str]
+
+
+parsed_arguments: ContextVar[ParsedArguments | None] = ContextVar("parsed_arguments", default=None)
+"""Set while `LightningCLI` makes a module or datamodule."""
 
 
 class HyperparametersMixin:
@@ -97,7 +117,12 @@ class HyperparametersMixin:
         if len(args) == 1 and _is_empty(args[0]):
             return
         found_init, init_args = _collect_init_args(self, frame)
+        parsed = parsed_arguments.get()
+        if parsed is not None and parsed.owner is type(self):
+            init_args.update(parsed.values)
         saved = self._select(args, init_args)
+        if parsed is not None and parsed.owner is type(self) and self._hparams_name == "kwargs":
+            saved = {**saved, **parsed.marks}
         if not args and not found_init:
             rank_zero_warn(
                 f"{type(self).__name__}.save_hyperparameters() was called outside of __init__, where there is nothing "

@@ -408,6 +408,8 @@ def _log_hyperparameters(trainer: Trainer) -> None:
         if owner is None or not getattr(owner, "_log_hyperparams", False):
             continue
         for name, value in dict(owner.hparams_initial).items():
+            if name == "_class_path":  # module and datamodule may each have one
+                continue
             if name in merged and not _is_same(merged[name], value):
                 raise RuntimeError(
                     f"Module and datamodule both save the hyperparameter {name!r}, with the values {merged[name]!r} "

@@ -1,0 +1,95 @@
+"""Hyperparameters that `LightningCLI` has kept: in the form of a configuration, with marks that say so."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+from fulgur.errors import CheckpointRefusedError
+
+INSTANTIATOR = "_instantiator"
+CLASS_PATH = "_class_path"
+# The name that files have always had; what it stands for is fixed here.
+INSTANTIATOR_NAME = "lightning.pytorch.cli.instantiate_module"
+_ALLOWED = (INSTANTIATOR_NAME, "pytorch_lightning.cli.instantiate_module", "fulgur.cli.instantiate_module")
+
+
+def read_marks(cls: type, hparams: Mapping[str, Any]) -> tuple[type, dict[str, Any], bool]:
+    """The class to make, its hyperparameters without marks, and whether they are in the form of a configuration.
+
+    Args:
+        cls: The class that was asked for.
+        hparams: From a checkpoint.
+
+    Raises:
+        ValueError: The file wants to be opened by something that is not known here.
+        CheckpointRefusedError: It names a class that the program has not imported.
+    """
+    plain = dict(hparams)
+    instantiator, path = plain.pop(INSTANTIATOR, None), plain.pop(CLASS_PATH, None)
+    if instantiator is None:
+        return cls, dict(hparams), False
+    if instantiator not in _ALLOWED:
+        raise ValueError(
+            f"The hyperparameters of the checkpoint ask for {instantiator!r} to make the object, which is not one of "
+            f"{', '.join(_ALLOWED)}, and is not called. Make the object yourself, and load the weights from the "
+            "checkpoint's 'state_dict'."
+        )
+    for named in class_paths(plain):
+        require_imported(named)
+    if path is not None:
+        require_imported(path)
+        module, _, name = path.rpartition(".")
+        found = getattr(sys.modules[module], name, None)
+        cls = found if isinstance(found, type) and issubclass(found, cls) else cls
+    return cls, plain, True
+
+
+def make_arguments(cls: type, arguments: Mapping[str, Any], *, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of which those from the file are made into what the signature asks for.
+
+    Args:
+        cls: Class that they are for.
+        arguments: All of them.
+        own: Those that the program gave itself, which stay as they are.
+
+    Raises:
+        MissingExtraError: There are objects to be made, and jsonargparse is not installed.
+    """
+    kept = {name: value for name, value in arguments.items() if name not in own}
+    module = import_module("fulgur.cli.instantiate")
+    try:
+        made: dict[str, Any] = module.instantiate_arguments(cls, kept)
+    except ModuleNotFoundError:
+        if any(True for _ in class_paths(kept)):
+            raise
+        made = kept
+    return {**made, **{name: arguments[name] for name in own if name in arguments}}
+
+
+def class_paths(value: Any) -> Iterator[str]:
+    """Every class that a configuration names, however deep."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("class_path"), str):
+            yield value["class_path"]
+        for inner in value.values():
+            yield from class_paths(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from class_paths(inner)
+
+
+def require_imported(path: str) -> None:
+    """A file may name a class, and may not have a module imported, which would run it.
+
+    Raises:
+        CheckpointRefusedError: The module has not been imported.
+    """
+    module = path.rpartition(".")[0]
+    if module not in sys.modules:
+        raise CheckpointRefusedError(
+            f"The hyperparameters of the checkpoint name {path}, and the program has not imported {module or path}. "
+            "If you trust the file, import it before the checkpoint is loaded."
+        )
