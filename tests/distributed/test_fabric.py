@@ -301,7 +301,7 @@ def drawn(sampler: str) -> list[list[list[int]]]:
 def test_each_sample_is_drawn_once_a_pass_in_another_order_each_time(sampler: str) -> None:
     first, second = run_ranks(drawn, 2, sampler)
     for one, other in zip(first, second, strict=True):
-        assert sorted(sum(one + other, [])) == list(range(12))
+        assert sorted(sample for batch in one + other for sample in batch) == list(range(12))
     assert first[0] != first[1]
 
 

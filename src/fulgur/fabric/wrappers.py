@@ -71,7 +71,11 @@ class _FabricModule(nn.Module):
         """The forward pass."""
         if self._context is None:
             return self._call(*args, **kwargs)
-        return self._run(self._call, args, kwargs)
+        if self._precision.input_dtype is not None:
+            return self._run(self._call, args, kwargs)
+        with self._context:  # a call less than `_run`
+            outputs = self._call(*args, **kwargs)
+        return cast_floating(outputs, torch.get_default_dtype())
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The forward pass."""
@@ -80,7 +84,8 @@ class _FabricModule(nn.Module):
     def _run(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         dtype = self._precision.input_dtype
         if dtype is not None:
-            args, kwargs = cast_floating(args, dtype), cast_floating(kwargs, dtype)
+            args = cast_floating(args, dtype)
+            kwargs = cast_floating(kwargs, dtype) if kwargs else kwargs
         with self._context or nullcontext():
             outputs = call(*args, **kwargs)
         return cast_floating(outputs, torch.get_default_dtype())
