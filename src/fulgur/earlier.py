@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from fulgur import saving
 from fulgur.checkpoint import state as checkpoint_state
-from fulgur.errors import MisconfigurationException
 from fulgur.resolve.arguments import apply_environment
 from fulgur.resolve.callbacks import order_callbacks
 from fulgur.resolve.legacy import LEGACY_NAMES
 
 if TYPE_CHECKING:
+    from fulgur.datamodule import LightningDataModule
     from fulgur.trainer import Trainer
+    from fulgur.tuner import Tuner
 
 T = TypeVar("T")
 
@@ -76,26 +77,75 @@ class EarlierTrainer:
 
     # ------------------------------------------------------------------------------------------------ names of 1.x
 
-    def tune(self, model: Any = None, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def tune(
+        self,
+        model: Any,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        scale_batch_size_kwargs: dict[str, Any] | None = None,
+        lr_find_kwargs: dict[str, Any] | None = None,
+        method: str = "fit",
+        *,
+        train_dataloader: Any = None,
+    ) -> dict[str, Any]:
         """Look for a learning rate or batch size where ``auto_lr_find`` or ``auto_scale_batch_size`` ask for it.
 
+        Args:
+            model, train_dataloaders, val_dataloaders, dataloaders, datamodule, method: As for `fulgur.tuner.Tuner`.
+            scale_batch_size_kwargs, lr_find_kwargs: More arguments of its methods.
+            train_dataloader: The earlier name of `train_dataloaders`.
+
+        Returns:
+            Under ``"scale_batch_size"`` the size, under ``"lr_find"`` what was measured; those that were asked for.
+
         Raises:
-            MisconfigurationException: They do, which this version cannot.
+            MisconfigurationException, ValueError: See `Tuner`.
         """
-        legacy = self._own._legacy
-        for name in ("auto_lr_find", "auto_scale_batch_size"):
-            value = getattr(legacy, name)
-            if value:
-                raise MisconfigurationException(
-                    f"trainer.tune() with {name}={value!r} needs the tuner, which this version does not have. Leave "
-                    f"out {name}, and set the value by hand."
-                )
-        return {}
+        from fulgur.tuner.earlier import tune
+
+        train = train_dataloaders if train_dataloaders is not None else train_dataloader
+        data = {"train_dataloaders": train, "val_dataloaders": val_dataloaders, "dataloaders": dataloaders}
+        return tune(
+            self._own,
+            model,
+            data | {"datamodule": datamodule, "method": method},
+            auto_lr_find=self._own._legacy.auto_lr_find,
+            auto_scale_batch_size=self._own._legacy.auto_scale_batch_size,
+            scale_batch_size_kwargs=scale_batch_size_kwargs,
+            lr_find_kwargs=lr_find_kwargs,
+        )
+
+    @property
+    def tuner(self) -> Tuner:
+        """A `fulgur.tuner.Tuner` of this Trainer."""
+        from fulgur.tuner import Tuner
+
+        return Tuner(self._own)
 
     @property
     def tuning(self) -> bool:
-        """Whether `tune` runs. It never does while user code does."""
-        return False
+        """Whether a tuner tries something out."""
+        return self._own._is_trial
+
+    @property
+    def auto_lr_find(self) -> bool | str:
+        """What `tune` looks for a learning rate with; set it to False to leave it out."""
+        return self._own._legacy.auto_lr_find
+
+    @auto_lr_find.setter
+    def auto_lr_find(self, value: bool | str) -> None:
+        self._own._legacy.auto_lr_find = value
+
+    @property
+    def auto_scale_batch_size(self) -> str | bool | None:
+        """How `tune` looks for a batch size; set it to False to leave it out."""
+        return self._own._legacy.auto_scale_batch_size
+
+    @auto_scale_batch_size.setter
+    def auto_scale_batch_size(self, value: Any) -> None:
+        self._own._legacy.auto_scale_batch_size = value
 
     @property
     def lr_schedulers(self) -> list[dict[str, Any]]:

@@ -193,6 +193,8 @@ def _save(trainer: Trainer, path: str) -> bool:
 
 def _is_resumable(trainer: Trainer) -> bool:
     """Whether there is something to save: in the check before training, nothing has happened yet."""
+    if trainer._is_trial:
+        return False
     return trainer.state.fn is TrainerFn.FITTING and not trainer.sanity_checking and not trainer.fast_dev_run
 
 

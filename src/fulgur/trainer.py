@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -34,10 +34,15 @@ if TYPE_CHECKING:
     from fulgur.agreement import Agreement
     from fulgur.checkpoint.io import CheckpointIO
     from fulgur.datamodule import LightningDataModule
+    from fulgur.launch.environments.environment import ClusterEnvironment
     from fulgur.leaving import BeforeValidation
     from fulgur.loggers.logger import Logger
     from fulgur.loops.feed import Feed
     from fulgur.precision import Precision
+    from fulgur.strategies.strategy import Strategy
+    from fulgur.trials import Trial
+
+    _Plugin = Precision | CheckpointIO | ClusterEnvironment | str
 
 
 class Trainer(EarlierTrainer):
@@ -101,12 +106,12 @@ class Trainer(EarlierTrainer):
     def __init__(
         self,
         *args: Any,
-        accelerator: str | Accelerator = "auto",
-        strategy: Any = "auto",
+        accelerator: Accelerator | str = "auto",
+        strategy: Strategy | str | None = "auto",
         devices: int | str | list[int] = "auto",
         num_nodes: int = 1,
         precision: str | int | None = None,
-        logger: Any = None,
+        logger: Logger | Iterable[Logger] | bool | None = None,
         callbacks: list[Callback] | Callback | None = None,
         fast_dev_run: int | bool = False,
         max_epochs: int | None = None,
@@ -136,7 +141,7 @@ class Trainer(EarlierTrainer):
         profiler: Profiler | str | None = None,
         detect_anomaly: bool = False,
         barebones: bool = False,
-        plugins: Any = None,
+        plugins: _Plugin | list[_Plugin] | None = None,
         sync_batchnorm: bool = False,
         reload_dataloaders_every_n_epochs: int = 0,
         default_root_dir: str | os.PathLike[str] | None = None,
@@ -212,6 +217,7 @@ class Trainer(EarlierTrainer):
         self._agreement: Agreement | None = None
         self._before_validation: BeforeValidation | None = None
         self._saved: tuple[str, dict[str, Any]] | None = None
+        self._is_trial = False
         self._ckpt_path: Any = None
         self._loaded_ckpt_path: Any = None
 
@@ -397,6 +403,40 @@ class Trainer(EarlierTrainer):
         """
         with self.precision_plugin.init_context(), torch.device(self.strategy.root_device):
             yield
+
+    def trial(self) -> Trial:
+        """What a callback tries settings out with, within a run: ``with trainer.trial() as trial:``.
+
+        In the block `trial` trains or evaluates for a few steps. At its end everything is as it was. All ranks must
+        reach this.
+        """
+        from fulgur.trials import Trial
+
+        return Trial(self)
+
+    def search(
+        self,
+        method: str,
+        look: Callable[[Trial], Any],
+        *,
+        model: LightningModule | None = None,
+        loaders: dict[str, Any] | None = None,
+        datamodule: LightningDataModule | None = None,
+    ) -> Any:
+        """Do `look` where a run would begin to loop, and leave everything as it was; see `fulgur.tuner`.
+
+        Args:
+            method: Which run: "fit", "validate", "test" or "predict".
+            look: Is given the trial; what it returns is returned.
+            model, datamodule: As for `fit`.
+            loaders: By "train", "val", "test", "predict".
+        """
+        from fulgur import trials
+
+        _refuse_both(datamodule, **(loaders or {}))
+        call = sources.Call(TrainerFn(method), model, datamodule, None, None, is_verbose=False)
+        call.sources = dict(loaders or {})
+        return trials.search(self, call, look)
 
     # ----------------------------------------------------------------------------------------- counters and limits
 

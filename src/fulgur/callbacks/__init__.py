@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fulgur.callbacks.batch_size_finder import BatchSizeFinder as BatchSizeFinder
     from fulgur.callbacks.checkpoint import Checkpoint as Checkpoint
     from fulgur.callbacks.device_stats_monitor import DeviceStatsMonitor as DeviceStatsMonitor
     from fulgur.callbacks.early_stopping import EarlyStopping as EarlyStopping
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     )
     from fulgur.callbacks.gradient_monitor import GradientMonitor as GradientMonitor
     from fulgur.callbacks.lambda_function import LambdaCallback as LambdaCallback
+    from fulgur.callbacks.lr_finder import LearningRateFinder as LearningRateFinder
     from fulgur.callbacks.lr_monitor import LearningRateMonitor as LearningRateMonitor
     from fulgur.callbacks.model_checkpoint import ModelCheckpoint as ModelCheckpoint
     from fulgur.callbacks.model_summary import ModelSummary as ModelSummary
@@ -40,6 +42,7 @@ __all__ = [
     "BackboneFinetuning",
     "BaseFinetuning",
     "BasePredictionWriter",
+    "BatchSizeFinder",
     "Callback",
     "Checkpoint",
     "DeviceStatsMonitor",
@@ -49,6 +52,7 @@ __all__ = [
     "GradientAccumulationScheduler",
     "GradientMonitor",
     "LambdaCallback",
+    "LearningRateFinder",
     "LearningRateMonitor",
     "ModelCheckpoint",
     "ModelPruning",
@@ -70,6 +74,7 @@ _HOMES = {
     "BackboneFinetuning": "fulgur.callbacks.finetuning",
     "BaseFinetuning": "fulgur.callbacks.finetuning",
     "BasePredictionWriter": "fulgur.callbacks.prediction_writer",
+    "BatchSizeFinder": "fulgur.callbacks.batch_size_finder",
     "Callback": "fulgur.hooks",
     "Checkpoint": "fulgur.callbacks.checkpoint",
     "DeviceStatsMonitor": "fulgur.callbacks.device_stats_monitor",
@@ -79,6 +84,7 @@ _HOMES = {
     "GradientAccumulationScheduler": "fulgur.callbacks.gradient_accumulation_scheduler",
     "GradientMonitor": "fulgur.callbacks.gradient_monitor",
     "LambdaCallback": "fulgur.callbacks.lambda_function",
+    "LearningRateFinder": "fulgur.callbacks.lr_finder",
     "LearningRateMonitor": "fulgur.callbacks.lr_monitor",
     "ModelCheckpoint": "fulgur.callbacks.model_checkpoint",
     "ModelPruning": "fulgur.callbacks.pruning",

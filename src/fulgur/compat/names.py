@@ -161,13 +161,15 @@ _PYTORCH: dict[str, dict[str, str]] = {
     "accelerators.mps": _MPS,
     "callbacks": {
         "fulgur.hooks": "Callback",
-        "fulgur.callbacks": "BackboneFinetuning BaseFinetuning BasePredictionWriter Checkpoint DeviceStatsMonitor "
-        "EMAWeightAveraging EarlyStopping GradientAccumulationScheduler LambdaCallback LearningRateMonitor "
+        "fulgur.callbacks": "BackboneFinetuning BaseFinetuning BasePredictionWriter BatchSizeFinder Checkpoint "
+        "DeviceStatsMonitor EMAWeightAveraging EarlyStopping GradientAccumulationScheduler LambdaCallback "
+        "LearningRateFinder LearningRateMonitor "
         "ModelCheckpoint ModelPruning ModelSummary OnExceptionCheckpoint ProgressBar ProgressBarBase=ProgressBar "
         "RichModelSummary RichProgressBar SpikeDetection StochasticWeightAveraging TQDMProgressBar "
         "ThroughputMonitor Timer WeightAveraging",
     },
     "callbacks.base": _CALLBACK,
+    "callbacks.batch_size_finder": {"fulgur.callbacks.batch_size_finder": "BatchSizeFinder"},
     "callbacks.callback": _CALLBACK,
     "callbacks.checkpoint": {"fulgur.callbacks.checkpoint": "Checkpoint"},
     "callbacks.device_stats_monitor": {"fulgur.callbacks.device_stats_monitor": "DeviceStatsMonitor"},
@@ -177,6 +179,7 @@ _PYTORCH: dict[str, dict[str, str]] = {
         "fulgur.callbacks.gradient_accumulation_scheduler": "GradientAccumulationScheduler"
     },
     "callbacks.lambda_function": {"fulgur.callbacks.lambda_function": "LambdaCallback"},
+    "callbacks.lr_finder": {"fulgur.callbacks.lr_finder": "LearningRateFinder"},
     "callbacks.lr_monitor": {"fulgur.callbacks.lr_monitor": "LearningRateMonitor"},
     "callbacks.model_checkpoint": {"fulgur.callbacks.model_checkpoint": "ModelCheckpoint"},
     "callbacks.model_summary": {"fulgur.callbacks.model_summary": "ModelSummary"},
@@ -280,6 +283,9 @@ _PYTORCH: dict[str, dict[str, str]] = {
     "trainer.states": {"fulgur.states": "RunningStage TrainerFn TrainerState TrainerStatus"},
     "trainer.supporters": {"fulgur.data.combine": "CombinedLoader"},
     "trainer.trainer": _TRAINER,
+    "tuner": {"fulgur.tuner": "Tuner"},
+    "tuner.lr_finder": {"fulgur.tuner.lr_finder": "_LRFinder=LRFinder"},
+    "tuner.tuning": {"fulgur.tuner": "Tuner"},
     "utilities": {
         **_FABRIC_UTILITIES,
         **_SHARED_PARAMETERS,

@@ -112,6 +112,30 @@ class DDPStrategy(ParallelStrategy):
             self._batch_norms = share_batch_norms(module, self.root_device)
         self._wrap(module)
 
+    @contextmanager
+    def on_trial(self) -> Iterator[Callable[[Any], None]]:
+        ddp, step = self._ddp, self._step
+        try:
+            yield self.wrap_training if ddp is None else self._take_step
+        finally:
+            self._step = step
+            if ddp is None:
+                self._unwrap()
+            else:
+                assert step is not None
+                ddp.training_step = step
+
+    def _take_step(self, module: Any) -> None:
+        assert self._ddp is not None
+        assert self._step is not None
+        self._ddp.training_step = self._step
+
+    def _unwrap(self) -> None:
+        self._ddp, self.model = None, self.lightning_module
+        restore_batch_norms(self._batch_norms)
+        self._batch_norms = []
+        gc.collect()  # order matters: until the reducer is gone its hooks are on the parameters
+
     def follow_trainable(self, module: Any) -> None:
         if self._step is None:
             return

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -263,6 +263,14 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
             self._zero_pass = ZeroPass(module, [inner for inner in module.modules() if _is_unit_of(inner, module)])
         self._training = RoutedTraining(module, step, self._zero_pass, lambda: self._sync.is_on)
         return self._training
+
+    @contextmanager
+    def on_trial(self) -> Iterator[Callable[[Any], None]]:
+        kept = self._sync, self._training
+        try:
+            yield self.wrap_training
+        finally:
+            self._sync, self._training = kept
 
     def set_grad_sync(self) -> Callable[[bool], None] | None:
         return self._sync.set if self._sync is not None else None

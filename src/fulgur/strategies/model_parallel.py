@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -179,6 +179,14 @@ class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
         if self.data_size > 1:
             step = demanding_loss(step, "ModelParallelStrategy with data_parallel_size > 1")
         return route_training(module, step) if is_sharded_whole(module) else step
+
+    @contextmanager
+    def on_trial(self) -> Iterator[Callable[[Any], None]]:
+        kept = self._sync
+        try:
+            yield self.wrap_training
+        finally:
+            self._sync = kept
 
     def set_grad_sync(self) -> Callable[[bool], None] | None:
         return self._sync.set if self._sync is not None and self._sync.roots else None

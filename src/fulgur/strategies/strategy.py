@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -167,6 +167,14 @@ class Strategy(ABC):
 
         The weights of rank 0 are those of all ranks from here on.
         """
+
+    @contextmanager
+    def on_trial(self) -> Iterator[Callable[[Any], None]]:
+        """Within the block other steps than the run's may be wrapped and trained; afterwards the run's are as before.
+
+        Yields what stands for `wrap_training` there. All ranks must reach this.
+        """
+        yield self.wrap_training
 
     def prepare_backward(self, loss: Tensor) -> None:
         """Before each backward pass of manual optimization: make it reduce gradients."""
