@@ -133,48 +133,48 @@ def logging_case(expected: float, *logs: dict[str, Any]) -> Case:
 
 
 STEPS = {
-    "bare": Case(4),
-    "a dict as outputs": Case(5, ReturnsDict),
-    "validation at the end of the epoch": Case(4, arguments=lambda: {"limit_val_batches": 2}),
+    "bare": Case(5),
+    "a dict as outputs": Case(6, ReturnsDict),
+    "validation at the end of the epoch": Case(5, arguments=lambda: {"limit_val_batches": 2}),
     "validation within the epoch": Case(
-        5, arguments=lambda: {"limit_val_batches": 2, "check_val_every_n_epoch": None, "val_check_interval": NEVER}
+        6, arguments=lambda: {"limit_val_batches": 2, "check_val_every_n_epoch": None, "val_check_interval": NEVER}
     ),
-    "accumulation": Case(5.5, arguments=lambda: {"accumulate_grad_batches": 4}),
-    "clipping by norm": Case(8, arguments=lambda: {"gradient_clip_val": 1.0}),
-    "clipping by value": Case(8, arguments=lambda: {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}),
-    "bf16-mixed": Case(5, arguments=lambda: {"precision": "bf16-mixed"}),
-    "bf16-true": Case(9, arguments=lambda: {"precision": "bf16-true"}),
-    "64-true": Case(9, arguments=lambda: {"precision": "64-true"}),
-    "a scheduler that steps with the optimizer": Case(6, WithScheduler),
-    "a scheduler that steps each epoch": Case(4, WithEpochScheduler),
+    "accumulation": Case(5.75, arguments=lambda: {"accumulate_grad_batches": 4}),
+    "clipping by norm": Case(9, arguments=lambda: {"gradient_clip_val": 1.0}),
+    "clipping by value": Case(9, arguments=lambda: {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}),
+    "bf16-mixed": Case(6, arguments=lambda: {"precision": "bf16-mixed"}),
+    "bf16-true": Case(10, arguments=lambda: {"precision": "bf16-true"}),
+    "64-true": Case(10, arguments=lambda: {"precision": "64-true"}),
+    "a scheduler that steps with the optimizer": Case(7, WithScheduler),
+    "a scheduler that steps each epoch": Case(5, WithEpochScheduler),
     "manual optimization": Case(12, Manual),
-    "two optimizers": Case(10, TwoOptimizers),
+    "two optimizers": Case(12, TwoOptimizers),
 }
 LOGS = {
-    "of the step": logging_case(6, STEP),
-    "of the step, five": logging_case(14, *[STEP] * 5),
-    "of step and epoch": logging_case(7, BOTH),
-    "of step and epoch, five": logging_case(15, *[BOTH] * 5),
-    "of the epoch": logging_case(7, EPOCH),
-    "with the bar": logging_case(6, BAR),
-    "with the bar, five": logging_case(14, *[BAR] * 5),
-    "of the epoch's maximum": logging_case(7, EPOCH | {"reduce_fx": "max"}),
-    "of the epoch's sum, five": logging_case(19, *[EPOCH | {"reduce_fx": "sum"}] * 5),
+    "of the step": logging_case(7, STEP),
+    "of the step, five": logging_case(15, *[STEP] * 5),
+    "of step and epoch": logging_case(8, BOTH),
+    "of step and epoch, five": logging_case(16, *[BOTH] * 5),
+    "of the epoch": logging_case(8, EPOCH),
+    "with the bar": logging_case(7, BAR),
+    "with the bar, five": logging_case(15, *[BAR] * 5),
+    "of the epoch's maximum": logging_case(8, EPOCH | {"reduce_fx": "max"}),
+    "of the epoch's sum, five": logging_case(20, *[EPOCH | {"reduce_fx": "sum"}] * 5),
 }
 OWN_STEPS = {
-    "lr_scheduler_step": Case(6, WithOwnSchedulerStep, n_hooks=1),
-    "optimizer_step": Case(12, WithOwnOptimizerStep, n_hooks=1),
+    "lr_scheduler_step": Case(7, WithOwnSchedulerStep, n_hooks=1),
+    "optimizer_step": Case(13, WithOwnOptimizerStep, n_hooks=1),
     "optimizer_zero_grad": Case(7, WithOwnZeroGrad, n_hooks=1),
-    "backward": Case(6, WithOwnBackward, n_hooks=1),
-    "configure_gradient_clipping": Case(6, WithOwnClipping, n_hooks=1),
+    "backward": Case(7, WithOwnBackward, n_hooks=1),
+    "configure_gradient_clipping": Case(7, WithOwnClipping, n_hooks=1),
 }
 HOOKS = {
-    "on_train_batch_start": 4,
-    "on_before_zero_grad": 8,
-    "on_before_backward": 7,
-    "on_after_backward": 7,
-    "on_before_optimizer_step": 7,
-    "on_train_batch_end": 5,
+    "on_train_batch_start": 5,
+    "on_before_zero_grad": 9,
+    "on_before_backward": 8,
+    "on_after_backward": 8,
+    "on_before_optimizer_step": 8,
+    "on_train_batch_end": 6,
 }
 
 
@@ -218,7 +218,7 @@ def test_a_second_callback_with_the_same_hook_costs_no_call_of_the_framework() -
 def test_all_hooks_of_a_step_at_once() -> None:
     hooks = dict.fromkeys(HOOKS, _ignore)
     callback_class, module_class = type("WithHooks", (Callback,), hooks), type("WithHooks", (Line,), hooks)
-    check(Case(12, module_class, lambda: {"callbacks": [callback_class()]}, n_hooks=2 * len(hooks)))
+    check(Case(13, module_class, lambda: {"callbacks": [callback_class()]}, n_hooks=2 * len(hooks)))
 
 
 def around(**arguments: Any) -> dict[str, Any]:
@@ -235,12 +235,12 @@ def around(**arguments: Any) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("capsys")
 def test_default_callbacks_cost_the_call_of_the_bar() -> None:
-    check(Case(5, arguments=around, n_hooks=1))
+    check(Case(6, arguments=around, n_hooks=1))
 
 
 @pytest.mark.usefixtures("capsys")
 def test_default_callbacks_with_five_logs() -> None:
-    check(Case(15, lambda: Line([BAR] * 5), around, n_logs=5, n_hooks=1))
+    check(Case(16, lambda: Line([BAR] * 5), around, n_logs=5, n_hooks=1))
 
 
 @pytest.mark.usefixtures("capsys")
@@ -251,11 +251,11 @@ def test_flushes_every_fifty_steps_stay_within_the_budget_of_a_step() -> None:
 
 
 CALLBACKS: dict[str, tuple[float, Callable[[], dict[str, Any]]]] = {
-    "EarlyStopping": (7, lambda: {"callbacks": [EarlyStopping("value_0")]}),
-    "ModelCheckpoint that watches": (7, lambda: checkpoints(monitor="value_0")),
-    "ModelCheckpoint every so many steps": (9, lambda: checkpoints(every_n_train_steps=1000)),
-    "LearningRateMonitor": (10, lambda: {"callbacks": [LearningRateMonitor()], "logger": CSVLogger(new_folder())}),
-    "Timer": (8, lambda: {"callbacks": [Timer("00:10:00:00")]}),
+    "EarlyStopping": (8, lambda: {"callbacks": [EarlyStopping("value_0")]}),
+    "ModelCheckpoint that watches": (8, lambda: checkpoints(monitor="value_0")),
+    "ModelCheckpoint every so many steps": (10, lambda: checkpoints(every_n_train_steps=1000)),
+    "LearningRateMonitor": (11, lambda: {"callbacks": [LearningRateMonitor()], "logger": CSVLogger(new_folder())}),
+    "Timer": (9, lambda: {"callbacks": [Timer("00:10:00:00")]}),
 }
 
 
@@ -284,4 +284,5 @@ def test_a_bare_step_is_these_functions() -> None:
         "data/position.py:PlacedLoader._counted",
         "data/transfer.py:move_to_cpu",
         "loops/fit.py:FitLoop.plain_step.<locals>.step",
+        "optim/gradients.py:gradient_clearer.<locals>.clear",
     }

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fulgur.errors import MisconfigurationException
 from fulgur.loops.own_steps import manual_step
+from fulgur.optim.gradients import gradient_clearer
 from fulgur.optim.toggle import foreign_parameters, switch_off, untoggle_parameters
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def choose_step(loop: FitLoop) -> Step:
         return partial(manual_step, loop)
     if turns:
         check_turns([turns.count(index) for index in range(len(updates))], loop.accumulate)
+    for update in updates:
+        update.clear = gradient_clearer(update.optimizer)
     steps = [loop.plain_step(u) if _is_plain(loop, u) else partial(loop.step_one, u) for u in updates]
     if len(steps) == 1:
         return steps[0]

@@ -263,10 +263,10 @@ class FitLoop(FitLoopView):
     def plain_step(self, update: Update) -> Step:
         """What `step_one` comes down to where `_is_plain`: the same operations in the same order, nothing to ask."""
         optimizer, training_step, has_outputs = update.optimizer, update.training_step, self.plan.has_outputs
-        metrics, progress, scope = self.metrics, self.progress, self.plan.scopes.training_step
+        metrics, progress, scope, clear = self.metrics, self.progress, self.plan.scopes.training_step, update.clear
 
         def step(batch: Any, batch_idx: int, updates: bool) -> Any:
-            optimizer.zero_grad()
+            clear()
             metrics.scope = scope
             outputs = training_step(batch, batch_idx)
             if outputs is None:  # the user skips this batch
@@ -318,7 +318,7 @@ class FitLoop(FitLoopView):
 
     def forward_backward(self, update: Update, batch: Any, batch_idx: int, updates: bool) -> Any:
         plan, hooks, metrics, scopes = self.plan, self.hooks, self.metrics, self.plan.scopes
-        optimizer, accumulate = update.optimizer, self.accumulate
+        accumulate = self.accumulate
         starts_window = accumulate == 1 or batch_idx % accumulate == 0
         if starts_window:
             update.n_backward = 0
@@ -326,7 +326,7 @@ class FitLoop(FitLoopView):
                 plan.votes.open_window(update)
             update.divisor = 1 if accumulate == 1 else window_length(batch_idx, accumulate, self.n_batches)
             if plan.is_zero_grad_first:
-                optimizer.zero_grad()
+                update.clear()
         if plan.set_grad_sync is not None:
             plan.set_grad_sync(updates)
 
@@ -334,7 +334,7 @@ class FitLoop(FitLoopView):
         outputs = update.training_step(batch, batch_idx)
 
         if starts_window and not plan.is_zero_grad_first:
-            self._zero_grad(optimizer, batch_idx)
+            self._zero_grad(update, batch_idx)
         if outputs is None:  # the user skips this batch
             if plan.votes is not None:
                 plan.votes.skip(update, reduces=updates, scale=plan.scaler.scale if plan.scaler is not None else None)
@@ -380,15 +380,15 @@ class FitLoop(FitLoopView):
             self.metrics.scope = plan.scopes.clipping
             plan.clip(optimizer)
 
-    def _zero_grad(self, optimizer: Any, batch_idx: int) -> None:
-        plan, hooks = self.plan, self.hooks
+    def _zero_grad(self, update: Update, batch_idx: int) -> None:
+        plan, hooks, optimizer = self.plan, self.hooks, update.optimizer
         if hooks.on_before_zero_grad:
             self.call(hooks.on_before_zero_grad, plan.scopes.before_zero_grad, optimizer)
         if plan.zero_grad is not None:
             self.metrics.scope = plan.scopes.zero_grad
             plan.zero_grad(self.progress.epoch, batch_idx, optimizer)
         else:
-            optimizer.zero_grad()
+            update.clear()
 
     def optimizers_for_user(self, *, wrapped: bool) -> Any:
         """The optimizer, or the list of them."""

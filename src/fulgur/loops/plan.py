@@ -41,6 +41,7 @@ class Update:
         divisor: What each of their losses was divided by.
         n_batches, missing: Batches of the window, and the weight of those without a loss; counted on several ranks.
         backward: The module's, where it is overridden.
+        clear: Clears its gradients; set before the first batch of an epoch.
     """
 
     optimizer: Any
@@ -51,6 +52,7 @@ class Update:
     n_batches: int = 0
     missing: float = 0.0
     backward: Callable[[Tensor], Any] | None = None
+    clear: Callable[[], object] = field(init=False)
 
 
 @dataclass(slots=True)

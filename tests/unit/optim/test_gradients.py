@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
 
-from fulgur.optim.gradients import clear_gradients, gradient_nodes_kept, submodules
+from fulgur.optim.gradients import clear_gradients, gradient_clearer, gradient_nodes_kept, submodules
 
 
 def has_met(parameter: nn.Parameter) -> bool:
@@ -75,3 +77,56 @@ def test_gradients_of_all_parameters_are_cleared() -> None:
         parameter.grad = torch.ones_like(parameter)
     clear_gradients(root)
     assert [parameter.grad for parameter in root.parameters()] == [None] * 5
+
+
+def with_gradient() -> nn.Parameter:
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    return parameter
+
+
+def test_gradients_of_all_groups_are_cleared_and_of_those_that_join_later() -> None:
+    first, second, later, foreign = with_gradient(), with_gradient(), with_gradient(), with_gradient()
+    optimizer = torch.optim.SGD([{"params": [first]}, {"params": [second]}], lr=0.1)
+    clear = gradient_clearer(optimizer)
+    optimizer.add_param_group({"params": [later]})
+
+    clear()
+
+    assert first.grad is second.grad is later.grad is None
+    assert foreign.grad is not None
+
+
+class CountsClears(torch.optim.SGD):
+    n_clears = 0
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.n_clears += 1
+        super().zero_grad(set_to_none)
+
+
+def test_an_optimizer_with_its_own_zero_grad_is_asked() -> None:
+    optimizer = CountsClears([with_gradient()], lr=0.1)
+
+    gradient_clearer(optimizer)()
+
+    assert optimizer.n_clears == 1
+
+
+def test_an_optimizer_whose_zero_grad_was_set_is_asked() -> None:
+    optimizer: Any = torch.optim.SGD([with_gradient()], lr=0.1)
+    calls: list[str] = []
+    optimizer.zero_grad = lambda: calls.append("cleared")
+
+    gradient_clearer(optimizer)()
+
+    assert calls == ["cleared"]
+
+
+def test_a_patch_of_every_optimizer_is_heard() -> None:
+    optimizer = torch.optim.SGD([with_gradient()], lr=0.1)
+
+    with patch.object(torch.optim.Optimizer, "zero_grad") as zero_grad:
+        gradient_clearer(optimizer)()
+
+    zero_grad.assert_called_once_with()
