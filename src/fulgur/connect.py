@@ -185,6 +185,8 @@ def load_training(trainer: Trainer, call: Call) -> None:
         loop.fetch.loader = TimedBatches(loop.fetch.loader, trainer.profiler, "[Trainer]next_training_batch")
     trainer._loaded_at["train"] = trainer.current_epoch
     loop.n_batches, loop.is_sized = feed.n_batches[0], feed.is_sized[0]
+    if is_profiled(trainer):
+        trainer.profiler.prepare(trainer.lightning_module, _most_batches(loop))
     if loop.fetch.weigh is not None:
         loop.fetch.uncounted = uncounted(trainer.metrics, "train")
     for joined in feed.joined:
@@ -284,6 +286,13 @@ def _holds_gradients(loop: Any, module: LightningModule) -> bool:
     return any(update.n_backward for update in loop.plan.updates)
 
 
+def _most_batches(loop: Any) -> float:
+    """Number of training batches that the limits of a run allow."""
+    epochs = math.inf if loop.limits.max_epochs in (None, -1) else loop.limits.max_epochs
+    by_epochs = loop.n_batches * epochs if loop.n_batches else 0
+    return float(min(by_epochs, loop.limits.max_steps * loop.limits.accumulate))
+
+
 def load_evaluation(trainer: Trainer, call: Call, name: str, loop: EvaluationLoop) -> Feed:
     """Ask for the loaders of an evaluation and connect its loop."""
     loop.metrics = trainer.metrics
@@ -311,6 +320,8 @@ def eval_plan(trainer: Trainer, module: LightningModule, prefix: str, feed: Feed
         from fulgur.profilers.wrap import timed
 
         step = timed(trainer.profiler, f"[LightningModule]{type(module).__name__}.{prefix}_step", step)
+        if trainer.state.fn != "fit":
+            trainer.profiler.prepare(module, sum(feed.n_batches))
     return EvalPlan(
         module=module,
         step=step,

@@ -262,6 +262,7 @@ def _on_exception(trainer: Trainer, error: BaseException) -> None:
         _teardown, trainer, Call(trainer.state.fn or TrainerFn.FITTING, None, None, None, None)
     )
     calls += [trainer.strategy.teardown, end, trainer.strategy.checkpoint_io.teardown]
+    calls.append(partial(trainer.profiler.teardown, str(trainer.state.fn)))
     for hook in calls:
         try:
             hook()

@@ -22,6 +22,7 @@ _MODULE = {"fulgur.module": "LightningModule"}
 _DATAMODULE = {"fulgur.datamodule": "LightningDataModule"}
 _TRAINER = {"fulgur.trainer": "Trainer"}
 _CALLBACK = {"fulgur.hooks": "Callback"}
+_FABRIC_CLASS = {"fulgur.fabric.fabric": "Fabric"}
 _SEED = {"fulgur.rng": "seed_everything"}
 _VERSION = {f"{_S}.version": "__version__"}
 _RANK_ZERO = {
@@ -49,7 +50,7 @@ _CSV = {"fulgur.loggers.csv_logs": "CSVLogger ExperimentWriter"}
 _TENSORBOARD = {"fulgur.loggers.tensorboard": "TensorBoardLogger"}
 _PRECISIONS = {"fulgur.precision": "DoublePrecision HalfPrecision MixedPrecision Precision"}
 _CHECKPOINT_IO = {"fulgur.checkpoint.io": "CheckpointIO TorchCheckpointIO"}
-_PROFILERS = {"fulgur.profilers": "AdvancedProfiler PassThroughProfiler Profiler SimpleProfiler"}
+_PROFILERS = {"fulgur.profilers": "AdvancedProfiler PassThroughProfiler Profiler PyTorchProfiler SimpleProfiler"}
 _STRATEGIES = {
     "fulgur.strategies": "DDPStrategy DeepSpeedStrategy FSDPStrategy ModelParallelStrategy ParallelStrategy "
     "SingleDeviceStrategy Strategy"
@@ -137,7 +138,9 @@ _BAR = {
     f"{_S}.progress": "get_standard_metrics",
 }
 _RICH_BAR = {"fulgur.callbacks.progress": "RichProgressBar RichProgressBarTheme"}
-_TQDM_BAR = {"fulgur.callbacks.tqdm_progress": "TQDMProgressBar", f"{_S}.progress": "convert_inf"}
+_TQDM_BAR = {"fulgur.callbacks.tqdm_progress": "TQDMProgressBar", "fulgur.callbacks.tqdm_bar": "Tqdm"} | {
+    f"{_S}.progress": "convert_inf"
+}
 _FABRIC_UTILITIES = {
     "fulgur.data.transfer": "move_data_to_device=move_to_device",
     "fulgur.hparams": "AttributeDict",
@@ -266,6 +269,7 @@ _PYTORCH: dict[str, dict[str, str]] = {
     "profilers.advanced": {"fulgur.profilers": "AdvancedProfiler"},
     "profilers.base": {"fulgur.profilers": "PassThroughProfiler"},
     "profilers.profiler": {"fulgur.profilers": "Profiler"},
+    "profilers.pytorch": {"fulgur.profilers.pytorch": "PyTorchProfiler RegisterRecordFunction"},
     "profilers.simple": {"fulgur.profilers": "SimpleProfiler"},
     "strategies": {**_STRATEGIES, "fulgur.strategies.registry": "StrategyRegistry"},
     **_STRATEGY_MODULES,
@@ -273,8 +277,7 @@ _PYTORCH: dict[str, dict[str, str]] = {
     "trainer": {**_TRAINER, **_SEED},
     "trainer.connectors": {},
     "trainer.connectors.accelerator_connector": {
-        "fulgur.earlier": "_AcceleratorConnector=AcceleratorView",
-        f"{_S}.connectors": "_IS_INTERACTIVE _PRECISION_INPUT",
+        f"{_S}.connectors": "_AcceleratorConnector _IS_INTERACTIVE _PRECISION_INPUT",
     },
     "trainer.connectors.checkpoint_connector": {"fulgur.earlier": "_CheckpointConnector=CheckpointView"},
     "trainer.connectors.logger_connector": {},
@@ -328,7 +331,7 @@ _PYTORCH: dict[str, dict[str, str]] = {
 }
 
 _FABRIC: dict[str, dict[str, str]] = {
-    "": {**_SEED, **_VERSION},
+    "": {**_SEED, **_VERSION, **_FABRIC_CLASS, "fulgur.fabric.wrappers": "is_wrapped"},
     "__about__": _VERSION,
     "__version__": {f"{_S}.version": "version=__version__ __version__"},
     "accelerators": _ACCELERATORS,
@@ -337,7 +340,12 @@ _FABRIC: dict[str, dict[str, str]] = {
     "accelerators.cuda": _CUDA,
     "accelerators.mps": _MPS,
     "accelerators.registry": {f"{_S}.devices": "call_register_accelerators"},
+    "cli": {"fulgur.cli.fabric": "main"},
     "connector": {f"{_S}.connectors": "_PRECISION_INPUT"},
+    "fabric": {
+        **_FABRIC_CLASS,
+        "fulgur.fabric.wrappers": "_FabricDataLoader _FabricModule _FabricOptimizer",
+    },
     "loggers": _FABRIC_LOGGERS,
     "loggers.csv_logs": _CSV,
     "loggers.logger": _LOGGER,
@@ -362,6 +370,7 @@ _FABRIC: dict[str, dict[str, str]] = {
         f"{_S}.devices": "_check_data_type _check_unique _normalize_parse_gpu_string_input num_cuda_devices"
     },
     "utilities.distributed": {
+        "fulgur.fabric.loaders": "DistributedSamplerWrapper",
         f"{_S}.files": "is_shared_filesystem",
         f"{_S}.strategies": "_distributed_is_initialized=distributed_available",
     },
@@ -377,10 +386,14 @@ _FABRIC: dict[str, dict[str, str]] = {
     "utilities.throughput": {f"{_S}.sizes": "measure_flops"},
     "utilities.types": _TYPES,
     "utilities.warnings": _WARNINGS,
+    "wrappers": {
+        "fulgur.fabric.wrappers": "_FabricDataLoader _FabricModule _FabricOptimizer _unwrap_objects=unwrap_nested "
+        "is_wrapped"
+    },
 }
 
 TABLE: dict[str, dict[str, str]] = {
-    "lightning": _TOP,
+    "lightning": {**_TOP, **_FABRIC_CLASS},
     "lightning.__about__": _VERSION,
     "lightning.__version__": {f"{_S}.version": "version=__version__ __version__"},
     **{f"lightning.pytorch.{path}".removesuffix("."): homes for path, homes in _PYTORCH.items()},

@@ -69,7 +69,7 @@ class CometLogger(Logger):
         if mode not in (None, "get_or_create", "get", "create"):
             raise MisconfigurationException(f"mode={mode!r}: use 'get_or_create', 'get' or 'create'.")
         self._api_key, self._workspace, self._mode = api_key, workspace, mode
-        self._project = _renamed("project_name", project_name, "project", project)
+        self._project: str | None = _renamed("project_name", project_name, "project", project)
         self._key = experiment_key
         self._online = _renamed("offline", None if offline is None else not offline, "online", online)
         self._prefix = prefix

@@ -206,7 +206,8 @@ class WandbLogger(Logger):
         """Send a table: of `columns` and rows (`data`), or of a pandas `dataframe`. Cells may hold media."""
         import wandb
 
-        self._log({key: wandb.Table(columns=columns, data=data, dataframe=dataframe)}, step)
+        table: Any = wandb.Table
+        self._log({key: table(columns=columns, data=data, dataframe=dataframe)}, step)
 
     def log_text(
         self,

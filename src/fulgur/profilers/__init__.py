@@ -10,11 +10,20 @@ from fulgur.profilers.profiler import PassThroughProfiler, Profiler
 
 if TYPE_CHECKING:
     from fulgur.profilers.advanced import AdvancedProfiler
+    from fulgur.profilers.pytorch import PyTorchProfiler
     from fulgur.profilers.simple import SimpleProfiler
 
-_HOMES = {"AdvancedProfiler": "advanced", "SimpleProfiler": "simple"}
+_HOMES = {"AdvancedProfiler": "advanced", "PyTorchProfiler": "pytorch", "SimpleProfiler": "simple"}
+_NAMES = {"simple": "SimpleProfiler", "advanced": "AdvancedProfiler", "pytorch": "PyTorchProfiler"}
 
-__all__ = ["AdvancedProfiler", "PassThroughProfiler", "Profiler", "SimpleProfiler", "build_profiler"]
+__all__ = [
+    "AdvancedProfiler",
+    "PassThroughProfiler",
+    "Profiler",
+    "PyTorchProfiler",
+    "SimpleProfiler",
+    "build_profiler",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,22 +33,16 @@ def __getattr__(name: str) -> Any:
 
 
 def build_profiler(name: str) -> Profiler:
-    """The profiler with this name, whatever its case: ``"simple"`` or ``"advanced"``.
+    """The profiler with this name, whatever its case: ``"simple"``, ``"advanced"`` or ``"pytorch"``.
 
     Raises:
         MisconfigurationException: The name is unknown.
     """
-    from fulgur.profilers.advanced import AdvancedProfiler
-    from fulgur.profilers.simple import SimpleProfiler
-
-    known: dict[str, type[SimpleProfiler] | type[AdvancedProfiler]] = {
-        "simple": SimpleProfiler,
-        "advanced": AdvancedProfiler,
-    }
     key = name.lower() if isinstance(name, str) else name
-    if key not in known:
+    if key not in _NAMES:
         raise MisconfigurationException(
-            f"profiler={name!r} is unknown.{nearest_name(str(key), known)} "
-            f"Use one of {', '.join(map(repr, known))}, or a Profiler."
+            f"profiler={name!r} is unknown.{nearest_name(str(key), _NAMES)} "
+            f"Use one of {', '.join(map(repr, _NAMES))}, or a Profiler."
         )
-    return known[key]()
+    profiler: Profiler = __getattr__(_NAMES[key])()
+    return profiler

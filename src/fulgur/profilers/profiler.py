@@ -7,6 +7,10 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Profiler(ABC):
@@ -58,8 +62,16 @@ class Profiler(ABC):
         self._local_rank = local_rank
         self._log_dir = log_dir
 
+    def prepare(self, module: nn.Module, num_steps: float) -> None:
+        """Before the first batch of an entry point's own stage.
+
+        Args:
+            module: What is run.
+            num_steps: Number of batches the stage will have at most, infinite if that is not known.
+        """
+
     def teardown(self, stage: str | None = None) -> None:
-        """When an entry point ends, after the report."""
+        """When an entry point ends, after the report; after an exception without one."""
 
     @contextmanager
     def profile(self, action_name: str) -> Iterator[str]:
