@@ -73,6 +73,7 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
     _trainer: Any = None
     _metric_log: Any = None
     _fabric: Any = None
+    _fabric_optimizers: Sequence[Any] = ()
     compiler: Any = None
     """What `torch.compile` made of this module was passed to the Trainer with; compiles the steps. Else None."""
 
@@ -93,6 +94,8 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
         Raises:
             RuntimeError: None does.
         """
+        if self._trainer is None and self._fabric is not None:
+            return cast("Trainer", self._fabric)  # ranks, strategy and loggers are asked for by the same names
         if self._trainer is None:
             raise RuntimeError(
                 f"{type(self).__name__} is not attached to a Trainer: self.trainer is there from `setup` on. "
@@ -114,6 +117,11 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
     def fabric(self) -> Any:
         """The Fabric that set this module up, or None."""
         return self._fabric
+
+    @property
+    def _runner(self) -> Any:
+        """The Trainer, or else the Fabric, or None."""
+        return self._trainer if self._trainer is not None else self._fabric
 
     @property
     def device(self) -> torch.device:
@@ -143,27 +151,28 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
     @property
     def global_rank(self) -> int:
         """Rank among all processes; 0 without a Trainer."""
-        return self._trainer.global_rank if self._trainer is not None else 0
+        return self._runner.global_rank if self._runner is not None else 0
 
     @property
     def local_rank(self) -> int:
         """Rank among the processes of this machine; 0 without a Trainer."""
-        return self._trainer.local_rank if self._trainer is not None else 0
+        return self._runner.local_rank if self._runner is not None else 0
 
     @property
     def device_mesh(self) -> Any:
         """The strategy's `DeviceMesh`, for ``configure_model``; None where there is none."""
-        return getattr(self._trainer.strategy, "device_mesh", None) if self._trainer is not None else None
+        return getattr(self._runner.strategy, "device_mesh", None) if self._runner is not None else None
 
     @property
     def logger(self) -> Logger | None:
         """The Trainer's first logger."""
-        return self._trainer.logger if self._trainer is not None else None
+        loggers = self.loggers
+        return loggers[0] if loggers else None
 
     @property
     def loggers(self) -> list[Logger]:
         """All loggers of the Trainer."""
-        return self._trainer.loggers if self._trainer is not None else []
+        return self._runner.loggers if self._runner is not None else []
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Every ``.to``, ``.cuda``, ``.half`` … of `nn.Module` ends here: an empty tensor tells where it leads."""
@@ -173,7 +182,7 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_trainer": None, "_metric_log": None}
+        return self.__dict__ | {"_trainer": None, "_metric_log": None, "_fabric": None, "_fabric_optimizers": []}
 
     # ------------------------------------------------------------------------------------------------ logging
 
@@ -196,7 +205,8 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
     ) -> None:
         """Record a scalar for loggers, progress bar and callbacks. Never waits for the device.
 
-        Does nothing where no Trainer runs the module, so that steps can be called by hand.
+        A `Fabric` that has set the module up sends it to its loggers at once. Does nothing where neither it nor a
+        Trainer runs the module, so that steps can be called by hand.
 
         Args:
             name: Key. With `on_step` and `on_epoch` both, loggers see ``name_step`` and ``name_epoch``.
@@ -232,6 +242,8 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
                 rank_zero_only,
             )
             self._metric_log.log(name, value, options, batch_size)
+        elif self._fabric is not None:
+            self._fabric.log(name, value)
 
     def log_dict(self, dictionary: Mapping[str, Any], **options: Any) -> None:
         """Call `log` for each item, with the same options.
@@ -254,6 +266,9 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print from global rank 0 only, above the progress bar."""
+        if self._trainer is None and self._fabric is not None:
+            self._fabric.print(*args, **kwargs)
+            return
         if self._trainer is None or self._trainer.is_global_zero:
             bar = self._trainer.progress_bar_callback if self._trainer is not None else None
             (bar.print if bar is not None and bar.is_enabled else print)(*args, **kwargs)
@@ -371,6 +386,8 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
             MisconfigurationException: The arguments contradict the Trainer's.
         """
         trainer = self._trainer
+        if trainer is None and self._fabric is not None:
+            self._fabric.unscale(optimizer)
         if trainer is not None and trainer.scaler is not None:
             trainer.fit_loop.plan.scaler.unscale(getattr(optimizer, "optimizer", optimizer))
         value = _agreed("gradient_clip_val", gradient_clip_val, trainer.gradient_clip_val if trainer else None)
@@ -394,6 +411,9 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
         Args:
             use_pl_optimizer: Wrapped, so that ``step`` counts and applies precision; False gives them bare.
         """
+        if self._fabric is not None and self._trainer is None:
+            found = self._fabric_optimizers if use_pl_optimizer else [o.optimizer for o in self._fabric_optimizers]
+            return found[0] if len(found) == 1 else found
         return (self._trainer or self.trainer).fit_loop.optimizers_for_user(wrapped=use_pl_optimizer)
 
     def lr_schedulers(self) -> Any:
@@ -407,7 +427,7 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
         Raises:
             MisconfigurationException: The module optimizes automatically.
         """
-        if self._fabric is not None:
+        if self._fabric is not None and self._trainer is None:
             self._fabric.backward(loss, *args, **kwargs)
             return
         if self.automatic_optimization:
@@ -453,6 +473,8 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
 
     def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
         """Gather tensors of all ranks along a new first dimension; unchanged on one process. All ranks must call."""
+        if self._trainer is None and self._fabric is not None:
+            return self._fabric.all_gather(data, group, sync_grads)
         return self.trainer.strategy.all_gather_nested(data, group, sync_grads)
 
     # ------------------------------------------------------------------------------------- before and after evaluation

@@ -12,6 +12,7 @@ import fulgur
 # Where the ``main(arguments, prog=...)`` of each program is; imported when it is asked for.
 _PROGRAMS = {
     "checkpoint": ("fulgur.checkpoint.tools.commands", "look into, verify, compare, convert, average, prune"),
+    "fabric": ("fulgur.cli.fabric", "run a program that was written for Fabric, on several processes"),
     "run": ("fulgur.compat.program", "run a program that was written for Lightning"),
 }
 

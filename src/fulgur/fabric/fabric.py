@@ -443,15 +443,18 @@ class Fabric:
             )
         from fulgur.optim.over_meshes import clip_norm, clip_value
 
-        inner = unwrap(optimizer)
-        if self._scaling is not None:
-            self._scaling.unscale(inner)
-        parameters = [parameter for group in inner.param_groups for parameter in group["params"]]
+        self.unscale(optimizer)
+        parameters = [parameter for group in unwrap(optimizer).param_groups for parameter in group["params"]]
         if clip_val is not None:
             clip_value(parameters, clip_val)
             return None
         assert max_norm is not None
         return clip_norm(parameters, max_norm, norm_type, error_if_nonfinite=error_if_nonfinite)
+
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Take the scale of 16-mixed off the gradients of `optimizer`, for a loop that looks at them. Once a step."""
+        if self._scaling is not None:
+            self._scaling.unscale(unwrap(optimizer))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """A context for computations outside of the model's forward pass, under the same precision."""

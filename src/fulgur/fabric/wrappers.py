@@ -5,7 +5,7 @@ A step of a loop costs one Python call for each of: batch, forward pass, backwar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -287,6 +287,15 @@ def unwrap(obj: Any) -> Any:
     if isinstance(obj, _FabricOptimizer):
         return obj.optimizer
     return obj._dataloader if isinstance(obj, _FabricDataLoader) else obj
+
+
+def unwrap_nested(data: Any) -> Any:
+    """`data` with what the user has given for each wrapper in its lists, tuples and dicts."""
+    if isinstance(data, Mapping):
+        return {key: unwrap_nested(value) for key, value in data.items()}
+    if type(data) in (list, tuple):
+        return type(data)(map(unwrap_nested, data))
+    return unwrap(data)
 
 
 def no_sync_of(model: Any) -> AbstractContextManager[Any]:
