@@ -175,7 +175,7 @@ class LightningDataModule(HyperparametersMixin):
             TypeError: It is called on an instance, or the constructor needs an argument that nobody gave.
         """
         from fulgur.checkpoint.load import load_checkpoint
-        from fulgur.checkpoint.made_by_cli import make_arguments, read_marks
+        from fulgur.checkpoint.made_by_cli import make_object, read_marks
         from fulgur.checkpoint.plain import from_plain
 
         checkpoint = load_checkpoint(checkpoint_path, map_location=map_location or "cpu", weights_only=weights_only)
@@ -184,9 +184,9 @@ class LightningDataModule(HyperparametersMixin):
         else:
             hparams = from_plain(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}))
         hparams_name = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
-        made, hparams, is_configuration = read_marks(cls, hparams)
+        made, hparams, marks = read_marks(cls, hparams)
         arguments = build_init_kwargs(made, hparams, hparams_name=hparams_name, overrides=kwargs)
-        datamodule = made(**make_arguments(made, arguments, own=kwargs) if is_configuration else arguments)
+        datamodule = make_object(made, arguments, own=kwargs, marks=marks)
         name = type(datamodule).__qualname__
         if name in checkpoint:
             datamodule.load_state_dict(from_plain(checkpoint[name]))

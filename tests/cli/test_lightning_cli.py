@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tests.cli.samples import QUIET, Data, Net, WideEncoder
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import StepLR
@@ -25,52 +26,7 @@ from fulgur.cli import (
 )
 from fulgur.errors import MisconfigurationException
 from fulgur.loggers import CSVLogger
-from fulgur.testing import BoringDataModule, BoringModel
-
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "max_steps": 2,
-    "limit_val_batches": 1,
-    "limit_test_batches": 1,
-    "limit_predict_batches": 1,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-    "logger": False,
-}
-
-
-class Encoder(nn.Module):
-    def __init__(self, width: int = 2) -> None:
-        super().__init__()
-        self.width = width
-
-
-class WideEncoder(Encoder):
-    def __init__(self, width: int = 20, depth: int = 1) -> None:
-        super().__init__(width)
-        self.depth = depth
-
-
-class Net(BoringModel):
-    """A net.
-
-    Args:
-        width: How wide it is.
-        lr: Rate of learning.
-        encoder: What comes first.
-    """
-
-    def __init__(self, width: int = 4, lr: float = 0.1, encoder: Encoder | None = None) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.width, self.lr, self.encoder = width, lr, encoder
-
-
-class Data(BoringDataModule):
-    def __init__(self, batch_size: int = 8, folder: str = ".") -> None:
-        super().__init__()
-        self.batch_size, self.folder = batch_size, folder
+from fulgur.testing import BoringModel
 
 
 class Bare(LightningModule):
@@ -193,7 +149,7 @@ def test_a_subclass_of_the_trainer_has_its_own_options() -> None:
 
 
 def test_without_a_class_the_option_names_it() -> None:
-    one = LightningCLI(args=[f"--model={__name__}.Net", "--model.width=3"], run=False, trainer_defaults=QUIET)
+    one = LightningCLI(args=["--model=tests.cli.samples.Net", "--model.width=3"], run=False, trainer_defaults=QUIET)
     assert (type(one.model), one.model.width, one.datamodule) == (Net, 3, None)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fulgur.checkpoint.load import load_checkpoint, require_weights
-from fulgur.checkpoint.made_by_cli import make_arguments, read_marks
+from fulgur.checkpoint.made_by_cli import make_object, read_marks
 from fulgur.checkpoint.plain import from_plain
 from fulgur.checkpoint.state import decode_additions, devices_present
 from fulgur.checkpoint.weights import load_weights
@@ -36,12 +36,10 @@ def load_module(
     require_weights(checkpoint, getattr(source, "name", source))
     hparams = read_hparams_file(hparams_file) if hparams_file is not None else _saved_hparams(cls, checkpoint)
     name = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
-    cls, hparams, is_configuration = read_marks(cls, hparams)
+    cls, hparams, marks = read_marks(cls, hparams)
     arguments = build_init_kwargs(cls, hparams, hparams_name=name, overrides=overrides)
-    if is_configuration:
-        arguments = make_arguments(cls, arguments, own=overrides)
     _check_arguments(cls, arguments)
-    module = cls(**arguments)
+    module = make_object(cls, arguments, own=overrides, marks=marks)
     module.configure_model()
     decode_additions(checkpoint)
     module.on_load_checkpoint(checkpoint)

@@ -8,6 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from fulgur.checkpoint.made_by_cli import CLASS_PATH, INSTANTIATOR, INSTANTIATOR_NAME, make_object
 from fulgur.errors import MissingExtraError
 
 
@@ -67,9 +68,11 @@ def instantiate_module(cls: type, config: Mapping[str, Any]) -> Any:
         cls: A `LightningModule` or `LightningDataModule`. If `config` has ``_class_path``, that class is made.
         config: Arguments by name.
     """
-    values = {name: value for name, value in config.items() if name not in ("_instantiator", "_class_path")}
-    chosen = find_class(config["_class_path"]) if config.get("_class_path") else cls
-    return chosen(**instantiate_arguments(chosen, values))
+    require_jsonargparse("instantiate_module")
+    values = {name: value for name, value in config.items() if name not in (INSTANTIATOR, CLASS_PATH)}
+    chosen = find_class(config[CLASS_PATH]) if config.get(CLASS_PATH) else cls
+    marks = {INSTANTIATOR: INSTANTIATOR_NAME, **({CLASS_PATH: config[CLASS_PATH]} if CLASS_PATH in config else {})}
+    return make_object(chosen, values, own={}, marks=marks)
 
 
 def instantiate_arguments(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
