@@ -193,6 +193,8 @@ class _FabricOptimizer(LightningOptimizer):
         run_step: Takes a closure or None, and keyword arguments; None for the optimizer's own step.
     """
 
+    _prefix = "Fabric"
+
     def __init__(self, optimizer: Any, run_step: Callable[..., Any] | None = None) -> None:
         super().__init__(optimizer)
         self._run_step = run_step  # type: ignore[assignment]
@@ -216,9 +218,6 @@ class _FabricOptimizer(LightningOptimizer):
         if self._run_step is not None:
             return self._run_step(closure, kwargs)
         return self._optimizer.step(**kwargs) if closure is None else self._optimizer.step(closure, **kwargs)
-
-    def __repr__(self) -> str:
-        return f"Fabric{self._optimizer!r}"
 
     def __reduce__(self) -> tuple[type[LightningOptimizer], tuple[Any, ...]]:
         return _FabricOptimizer, (self._optimizer, self._run_step)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, ClassVar
 
 from torch.optim import Optimizer
 
@@ -42,6 +42,7 @@ class LightningOptimizer:
         ('LightningSGD', True)
     """
 
+    _prefix: ClassVar[str] = "Lightning"
     _optimizer: Any
     _run_step: RunStep
     _optimizers: Sequence[Any]
@@ -127,7 +128,7 @@ class LightningOptimizer:
             setattr(self._optimizer, name, value)
 
     def __repr__(self) -> str:
-        return f"Lightning{self._optimizer!r}"
+        return f"{self._prefix}{self._optimizer!r}"
 
     def __reduce__(self) -> tuple[type[LightningOptimizer], tuple[Any]]:
         return LightningOptimizer, (self._optimizer,)
@@ -140,7 +141,7 @@ class LightningOptimizer:
         del state
 
 
-def _wrapper_class(base: type, optimizer_class: type) -> type:
+def _wrapper_class(base: type[LightningOptimizer], optimizer_class: type) -> type:
     """The class of wrappers for `optimizer_class`: a subclass of both.
 
     Everything the optimizer's class defines is forwarded. Inherited methods would run with the wrapper as `self`, and
@@ -151,6 +152,6 @@ def _wrapper_class(base: type, optimizer_class: type) -> type:
     names = {name for name in dir(optimizer_class) if not name.startswith("__") and name not in dir(LightningOptimizer)}
     namespace = {name: property(attrgetter(f"_optimizer.{name}")) for name in names}  # without a Python call
     parents = (base, optimizer_class) if issubclass(optimizer_class, Optimizer) else (base,)
-    made = type(f"Lightning{optimizer_class.__name__}", parents, {"__module__": __name__, **namespace})
+    made = type(f"{base._prefix}{optimizer_class.__name__}", parents, {"__module__": __name__, **namespace})
     _CLASSES[base, optimizer_class] = made
     return made
