@@ -136,7 +136,8 @@ class RateSweep(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
         loss = outputs.get("loss") if outputs else None
         if loss is not None:
-            self._sum, self._count = self._sum + float(loss), self._count + 1  # waits for the device
+            scale = trainer.fit_loop.plan.updates[0].divisor  # by which each loss of a window was divided
+            self._sum, self._count = self._sum + scale * float(loss), self._count + 1  # waits for the device
         if trainer.fit_loop.updated:
             self._record(trainer)
 
