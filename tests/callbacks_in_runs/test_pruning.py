@@ -107,12 +107,20 @@ def test_functions_of_the_epoch_decide() -> None:
     assert sum(int((p == 0).sum()) for p in net.parameters()) == 6
 
 
-def test_checkpoint_holds_masked_weights_under_their_own_names(tmp_path: Any) -> None:
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_checkpoint_holds_masked_weights_under_their_own_names(weights_only: bool, tmp_path: Any) -> None:
     callback = ModelPruning("l1_unstructured", amount=0.5, use_lottery_ticket_hypothesis=False)
-    train(callback, ModelCheckpoint(tmp_path, "file", every_n_epochs=1), max_epochs=1)
+    saver = ModelCheckpoint(tmp_path, "file", every_n_epochs=1, save_weights_only=weights_only)
+    train(callback, saver, max_epochs=1)
     state = torch.load(tmp_path / "file.ckpt", weights_only=True)["state_dict"]
     assert set(state) == set(Net().state_dict())
     assert sum(int((value == 0).sum()) for value in state.values()) == 16
+
+
+def test_file_of_weights_keeps_the_masks_that_are_to_stay(tmp_path: Any) -> None:
+    callback = ModelPruning("l1_unstructured", make_pruning_permanent=False)
+    train(callback, ModelCheckpoint(tmp_path, "file", every_n_epochs=1, save_weights_only=True), max_epochs=1)
+    assert "net.0.weight_mask" in torch.load(tmp_path / "file.ckpt", weights_only=True)["state_dict"]
 
 
 @pytest.mark.parametrize("sets_back", [True, False])

@@ -127,6 +127,37 @@ def test_checkpoint_holds_the_average_as_its_weights(tmp_path: Any) -> None:
     assert checkpoint["averaging_state"] == {"n_averaged": torch.tensor(4)}
 
 
+def weights_file(*callbacks: Callback, folder: Any, val: bool = False, **arguments: Any) -> dict[str, Any]:
+    """What a ``save_weights_only`` file of step 4 holds."""
+    saver = ModelCheckpoint(
+        folder, "{step}", save_top_k=-1, every_n_train_steps=4, auto_insert_metric_name=False, save_weights_only=True
+    )
+    train(*callbacks, saver, val=val, **arguments)
+    content: dict[str, Any] = torch.load(folder / "4.ckpt", weights_only=True)
+    return content
+
+
+def test_file_of_weights_holds_the_average_alone(tmp_path: Any) -> None:
+    content = weights_file(EMAWeightAveraging(decay=0.5), folder=tmp_path)
+    _, average = by_hand(lambda step: True, n_epochs=1, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    assert_equal(content["state_dict"], average.module.state_dict())
+    assert not content.keys() & {"current_model_state", "averaging_state", "callbacks", "optimizer_states"}
+
+
+def test_file_of_weights_before_the_first_update_holds_the_weights(tmp_path: Any) -> None:
+    content = weights_file(EMAWeightAveraging(update_starting_at_step=100), folder=tmp_path)
+    assert_equal(content["state_dict"], by_hand(lambda step: False, n_epochs=1)[0].state_dict())
+
+
+def test_file_of_weights_after_training_holds_the_average(tmp_path: Any) -> None:
+    net, trainer = train(EMAWeightAveraging(decay=0.5))
+    trainer.save_checkpoint(tmp_path / "end.ckpt", weights_only=True)
+    _, average = by_hand(lambda step: True, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    content = torch.load(tmp_path / "end.ckpt", weights_only=True)
+    assert_equal(content["state_dict"], average.module.state_dict())
+    assert_equal(content["state_dict"], net.state_dict())
+
+
 @pytest.mark.parametrize("step", [1, 3, 4, 6])
 @pytest.mark.parametrize("make", [WeightAveraging, lambda: EMAWeightAveraging(decay=0.7, update_every_n_steps=2)])
 def test_resumed_run_has_the_same_bits(make: Any, step: int, tmp_path: Any) -> None:

@@ -34,8 +34,8 @@ class ModelPruning(Callback):
     """Prune parameters at the end of each epoch: each time `amount` of what is left.
 
     While training a pruned parameter is ``<name>_orig`` times the buffer ``<name>_mask``, as torch does it; checkpoints
-    hold the product under the parameter's own name, and what a resumed run needs in the callback's state. Files saved
-    with ``save_weights_only=True`` hold both tensors instead. On several ranks all take the masks of rank 0.
+    hold the product under the parameter's own name, and what a resumed run needs in the callback's state. On several
+    ranks all take the masks of rank 0.
 
     Args:
         pruning_fn: "l1_unstructured", "random_unstructured", "ln_structured", "random_structured", or a subclass of
@@ -151,9 +151,16 @@ class ModelPruning(Callback):
                 if hasattr(module, f"{name}_mask"):
                     prune.remove(module, name)
 
+    def weights_to_deploy(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """What a file of weights alone holds: without masks, as a checkpoint does.
+
+        Args:
+            weights: Those of the module.
+        """
+        return _permanent(weights) if self._make_permanent else weights
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._make_permanent:
-            checkpoint["state_dict"] = _permanent(checkpoint["state_dict"])
+        checkpoint["state_dict"] = self.weights_to_deploy(checkpoint["state_dict"])
 
     # ------------------------------------------------------------------------------------------------- one pruning
 

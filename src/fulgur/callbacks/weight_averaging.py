@@ -27,7 +27,7 @@ class WeightAveraging(Callback):
     The average is torch's `AveragedModel`. Until it holds anything, the weights themselves take its place. In a
     checkpoint ``state_dict`` is the average, so that it loads like any other; a resumed training goes on with the
     weights it had, which are there as ``current_model_state``. Files saved with ``save_weights_only=True`` hold the
-    trained weights, not the average.
+    average alone.
 
     On several ranks each keeps the same average, for all have the same weights. Costs one call a step, one more set of
     weights, and the arithmetic of the average where `should_update` asks for it.
@@ -142,6 +142,16 @@ class WeightAveraging(Callback):
         self._is_swapped = to_average
 
     # ---------------------------------------------------------------------------------------------- checkpoints
+
+    def weights_to_deploy(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """What a file of weights alone holds: the average, once there is one.
+
+        Args:
+            weights: Those of the module.
+        """
+        if self._average_model is None or not self._has_average or self._is_swapped:
+            return weights
+        return self._average_model.module.state_dict()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._average_model is None:

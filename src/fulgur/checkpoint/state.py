@@ -107,7 +107,12 @@ def build_checkpoint(contents: Contents, *, weights_only: bool = False) -> dict[
         key = type(contents.datamodule).__qualname__
         checkpoint[key] = to_plain(state, where=f"state_dict() of {key}")
     ours = {key: id(value) for key, value in checkpoint.items()}
-    if not weights_only:
+    if weights_only:
+        for callback in contents.callbacks:
+            if hasattr(callback, "weights_to_deploy"):  # what `on_save_checkpoint` does to a whole checkpoint's
+                checkpoint["state_dict"] = callback.weights_to_deploy(checkpoint["state_dict"])
+        ours["state_dict"] = id(checkpoint["state_dict"])
+    else:
         for callback in contents.callbacks:
             state = call_on_save(callback, contents.trainer, module, checkpoint)
             if isinstance(state, dict) and state:
