@@ -322,13 +322,14 @@ def eval_plan(trainer: Trainer, module: LightningModule, prefix: str, feed: Feed
         step = timed(trainer.profiler, f"[LightningModule]{type(module).__name__}.{prefix}_step", step)
         if trainer.state.fn != "fit":
             trainer.profiler.prepare(module, sum(feed.n_batches))
+    model_eval = f"on_{prefix}_model_eval"
     return EvalPlan(
         module=module,
         step=step,
         hooks=_stage_hooks(trainer, prefix, passes_loader_idx=n_loaders > 1),
         transfers=[None if draws_itself else transfer_of(trainer, index) for index in range(n_loaders)],
         passes_loader_idx=n_loaders > 1,
-        model_eval=getattr(module, f"on_{prefix}_model_eval"),
+        model_eval=getattr(module, model_eval) if own(model_eval) or trainer.model is not module else None,
         model_train=getattr(module, name) if own(name := f"on_{prefix}_model_train") else None,
         epoch_end=getattr(module, f"{prefix}_epoch_end", None),
         takes_iterator=draws_itself,

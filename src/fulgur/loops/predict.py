@@ -13,7 +13,7 @@ from fulgur.data.fetch import iterator_steps
 from fulgur.data.position import PlacedLoader
 from fulgur.data.transfer import move_to_device
 from fulgur.hooks import Calls
-from fulgur.loops.evaluate import EvalPlan, modes_kept_on_error, restore_modes
+from fulgur.loops.evaluate import EvalPlan, modes_kept_on_error, put_in_eval_mode, restore_modes
 from fulgur.loops.feed import Feed
 from fulgur.loops.views import EvaluationLoopView
 from fulgur.metrics import MetricLog
@@ -66,7 +66,7 @@ class PredictLoop(EvaluationLoopView):
         modes = [(module, module.training) for module in submodules(plan.module)]
         self._predictions, self._indices = [], []
         with context, modes_kept_on_error(modes):
-            plan.model_eval()
+            put_in_eval_mode(plan, modes)
             self._call(plan.hooks.start)
             self._call(plan.hooks.epoch_start)
             self.current = (0, 0)
