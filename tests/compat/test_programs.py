@@ -15,7 +15,16 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLES = REPOSITORY / "examples" / "compat"
 OLD_ARGUMENTS = ("--max_epochs", "3", "--gradient_clip_val", "1.0")
-WITH_BOTH = ("autoencoder", "gan", "datamodule", "finetuning", "several_loaders", "transfer_learning", "kfold")
+WITH_BOTH = (
+    "autoencoder",
+    "gan",
+    "datamodule",
+    "finetuning",
+    "several_loaders",
+    "transfer_learning",
+    "kfold",
+    "fabric_loop",
+)
 
 
 def run(*words: str | Path, python: Path | str = sys.executable, code: int = 0, folder: Path | None = None) -> str:
@@ -163,7 +172,7 @@ def numbers_of_lightning(lightning_python: Path, tmp_path_factory: pytest.TempPa
     return json.loads(run("-W", "ignore", PROGRAM, *FILES, python=lightning_python, folder=folder).splitlines()[-1])
 
 
-def test_there_are_eight_examples() -> None:
+def test_every_example_is_run() -> None:
     assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == sorted([*WITH_BOTH, "one_x"])
 
 
