@@ -1,9 +1,10 @@
-"""A module in forms that run without Python: ONNX and TorchScript."""
+"""A module in forms that run without its code: ONNX, torch.export and TorchScript."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,20 @@ def export_onnx(module: LightningModule, file_path: Any, input_sample: Any, **op
         raise MissingExtraError("to_onnx", "onnx", "onnx")
     arguments, keywords = _as_arguments(_sample(module, "to_onnx", "input_sample", input_sample))
     target = () if file_path is None else (os.fspath(file_path) if not hasattr(file_path, "write") else file_path,)
-    with _evaluating(module):
+    if options.get("dynamo", True):
+        options.setdefault("verbose", False)
+    with _evaluating(module), _without_torchs_own_warnings():
         return torch.onnx.export(module, arguments, *target, kwargs=keywords or None, **options)
+
+
+def export_program(module: LightningModule, file_path: Any, input_sample: Any, **options: Any) -> Any:
+    """See `LightningModule.to_exported`."""
+    arguments, keywords = _as_arguments(_sample(module, "to_exported", "input_sample", input_sample))
+    with _evaluating(module), _without_torchs_own_warnings():
+        program = torch.export.export(module, arguments, keywords or None, **options)
+        if file_path is not None:
+            _write(file_path, lambda file: torch.export.save(program, file))
+    return program
 
 
 def export_torchscript(
@@ -41,11 +54,19 @@ def export_torchscript(
             arguments, _ = _as_arguments(_sample(module, "to_torchscript", "example_inputs", example_inputs))
             compiled = torch.jit.trace(module, arguments, **options)
     if file_path is not None:
-        from fsspec.core import open as open_anywhere
-
-        with open_anywhere(os.fspath(file_path), "wb") as file:
-            torch.jit.save(compiled, file)
+        _write(file_path, lambda file: torch.jit.save(compiled, file))
     return compiled
+
+
+def _write(file_path: Any, save: Callable[[Any], None]) -> None:
+    """Call `save` with an open file at a path or URL, or with the open file that `file_path` is."""
+    if hasattr(file_path, "write"):
+        save(file_path)
+        return
+    from fsspec.core import open as open_anywhere
+
+    with open_anywhere(os.fspath(file_path), "wb") as file:
+        save(file)
 
 
 def _sample(module: LightningModule, method: str, argument: str, given: Any) -> Any:
@@ -64,6 +85,14 @@ def _as_arguments(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(sample, dict):
         return (), sample
     return (sample if isinstance(sample, tuple) else (sample,)), {}
+
+
+@contextmanager
+def _without_torchs_own_warnings() -> Iterator[None]:
+    """torch's exporters use what torch has deprecated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        yield
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from fulgur.optim.gradients import clear_gradients
 from fulgur.optim.toggle import toggle_parameters, untoggle_parameters
 
 if TYPE_CHECKING:
+    import os
+
     from typing_extensions import Self
 
     from fulgur.hooks import Callback
@@ -56,7 +58,7 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
     # What `torch.jit.script` leaves alone: these are for training.
     __jit_unused_properties__: ClassVar[list[str]] = [
         *("trainer", "fabric", "device", "dtype", "on_gpu", "current_epoch", "global_step", "global_rank"),
-        *("local_rank", "device_mesh", "logger", "loggers", "hparams", "hparams_initial"),
+        *("local_rank", "device_mesh", "logger", "loggers", "hparams", "hparams_initial", "_runner"),
     ]
     __jit_ignored_attributes__: ClassVar[list[str]] = [
         *__jit_unused_properties__,
@@ -522,6 +524,48 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
         from fulgur.export import export_onnx
 
         return export_onnx(self, file_path, input_sample, **kwargs)
+
+    def to_exported(self, file_path: Any = None, input_sample: Any = None, **kwargs: Any) -> Any:
+        """The module as a `torch.export.ExportedProgram`, in evaluation mode.
+
+        It runs without the module's code, in Python and beyond: ``torch.export.load(path).module()(x)``.
+
+        Args:
+            file_path: Also write it there, as ``.pt2``: a path, a URL or an open file.
+            input_sample: Arguments of `forward`: a tensor, a tuple, or a dict of keywords. None takes
+                `example_input_array`.
+            **kwargs: For `torch.export.export`, above all ``dynamic_shapes``: without it the program takes inputs of
+                the sample's shapes only.
+
+        Raises:
+            ValueError: There is no input.
+
+        Example:
+            >>> batch = torch.export.Dim("batch")
+            >>> program = model.to_exported("model.pt2", x, dynamic_shapes={"x": {0: batch}})
+        """
+        from fulgur.export import export_program
+
+        return export_program(self, file_path, input_sample, **kwargs)
+
+    def to_safetensors(self, file_path: str | os.PathLike[str]) -> None:
+        """Write the weights alone, for any reader of safetensors.
+
+        The hyperparameters that JSON has a form of are in the file's metadata, so that `load_from_checkpoint` builds
+        the module from it. Weights that share memory are written once for each name. Where weights are split over
+        ranks, all must call it; rank 0 writes.
+
+        Args:
+            file_path: Path or URL, ending in ``.safetensors``.
+
+        Raises:
+            ValueError: `file_path` ends in something else.
+            CheckpointError: Something of the state is no tensor, or the file cannot be written.
+            MissingExtraError: The package safetensors is not installed.
+        """
+        from fulgur.checkpoint.tools.deployment import export_weights
+
+        export_weights(self, file_path)
 
     def to_torchscript(
         self, file_path: Any = None, method: str = "script", example_inputs: Any = None, **kwargs: Any

@@ -38,7 +38,7 @@ def load_checkpoint(
 
     Args:
         path: A local path, a URL of any filesystem fsspec knows, or an open file. Of a directory of shards all are
-            read, into whole tensors.
+            read, into whole tensors; a ``.safetensors`` file is a checkpoint of weights alone.
         map_location: Where tensors go, as `torch.load` has it. ``None`` puts them where they were.
         weights_only: False opens files that hold other objects, by running what the file says: only for files you
             trust. ``None`` means True.
@@ -64,6 +64,10 @@ def load_checkpoint(
         from fulgur.checkpoint.sharded_read import load_sharded
 
         return load_sharded(location, map_location=map_location, weights_only=weights_only)
+    if location.endswith(".safetensors"):
+        from fulgur.checkpoint.tools.deployment import load_exported
+
+        return load_exported(location, map_location)
     try:
         with open_verified(location, storage_options=storage_options, reads_all=not mmap) as file:
             mapped = local_path(location) if mmap and is_archive(file) and not is_remote(location) else None
