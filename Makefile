@@ -68,5 +68,5 @@ $(VENV)/.ray: $(VENV)/.installed
 $(BENCH_VENV)/.installed: pyproject.toml constraints.txt constraints-bench.txt
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_BIN)/pip install torch==2.13.0 -c constraints.txt
-	$(BENCH_BIN)/pip install -e . lightning accelerate pytorch-ignite keras -c constraints.txt -c constraints-bench.txt
+	$(BENCH_BIN)/pip install -e '.[cli]' lightning accelerate pytorch-ignite keras -c constraints.txt -c constraints-bench.txt
 	touch $@

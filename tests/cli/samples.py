@@ -58,6 +58,7 @@ class Needy(BoringModel):
 
     def __init__(self, width: int, sizes: list[int] | None = None) -> None:
         super().__init__()
+        self.save_hyperparameters()
         self.width = width
 
 

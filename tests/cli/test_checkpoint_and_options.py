@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.cli.samples import QUIET, Anything, Data, Encoder, Net, WideEncoder
+from tests.cli.samples import QUIET, Anything, Data, Encoder, Needy, Net, WideEncoder
 
 from fulgur.cli import LightningCLI, instantiate_module
 from fulgur.errors import CheckpointRefusedError, PossibleUserWarning
@@ -200,3 +200,26 @@ def test_the_class_of_the_checkpoint_is_used_where_any_is_taken() -> None:
 
 def test_best_is_no_file() -> None:
     assert record("validate", "--ckpt_path=best").width == 4
+
+
+def test_what_the_checkpoint_holds_need_not_be_given() -> None:
+    run("fit", "--model.width=9", cls=Needy)
+    assert record("validate", "--ckpt_path", CKPT, cls=Needy).width == 9
+
+
+def test_a_file_may_name_the_checkpoint(ckpt: str) -> None:
+    Path("a.yaml").write_text(yaml.safe_dump({"ckpt_path": CKPT}))
+    assert record("validate", "--config=a.yaml").width == 9
+
+
+def test_options_may_import_what_the_checkpoint_names() -> None:
+    Path("late_encoder.py").write_text("from tests.cli.samples import Encoder\nclass Late(Encoder): ...\n")
+    sys.path.insert(0, ".")
+    try:
+        run("fit", "--model.encoder=late_encoder.Late", "--model.encoder.width=5")
+        del sys.modules["late_encoder"]
+        model = record("validate", "--model.encoder=late_encoder.Late", f"--ckpt_path={CKPT}")
+        assert type(model.encoder).__module__ == "late_encoder"
+    finally:
+        sys.path.remove(".")
+        sys.modules.pop("late_encoder", None)

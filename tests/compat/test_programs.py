@@ -24,6 +24,7 @@ WITH_BOTH = (
     "transfer_learning",
     "kfold",
     "fabric_loop",
+    "command_line",
 )
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from fulgur.cli.parser import LightningArgumentParser
     from fulgur.cli.save_config import SaveConfigCallback
     from fulgur.cli.schedulers import (
+        ArgsType,
         LRSchedulerCallable,
         LRSchedulerTypeTuple,
         LRSchedulerTypeUnion,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "ArgsType": "schedulers",
     "LRSchedulerCallable": "schedulers",
     "LRSchedulerTypeTuple": "schedulers",
     "LRSchedulerTypeUnion": "schedulers",
@@ -33,6 +35,7 @@ _HOMES = {
 _NEED_JSONARGPARSE = ("parser", "lightning_cli")
 
 __all__ = [
+    "ArgsType",
     "LRSchedulerCallable",
     "LRSchedulerTypeTuple",
     "LRSchedulerTypeUnion",

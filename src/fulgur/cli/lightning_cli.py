@@ -27,7 +27,13 @@ from fulgur.cli.parser import AUTOMATIC, LightningArgumentParser, as_list
 from fulgur.cli.save_config import SaveConfigCallback
 from fulgur.cli.schedulers import LRSchedulerTypeTuple, ReduceLROnPlateau
 from fulgur.datamodule import LightningDataModule
-from fulgur.errors import MisconfigurationException, PossibleUserWarning, UnknownArgumentError, nearest_name
+from fulgur.errors import (
+    CheckpointRefusedError,
+    MisconfigurationException,
+    PossibleUserWarning,
+    UnknownArgumentError,
+    nearest_name,
+)
 from fulgur.hooks import Callback, overrides
 from fulgur.hparams import ParsedArguments, parsed_arguments
 from fulgur.module import LightningModule
@@ -127,13 +133,14 @@ class LightningCLI:
         self.subclass_mode_data = datamodule_class is None or subclass_mode_data
         self._keeps_arguments = load_from_checkpoint_support
         self._runs = run
+        self._subcommand_parsers: dict[str, LightningArgumentParser] = {}
+        self._subcommand_arguments: dict[str, list[str]] = {}
         self._take_older_arguments(kwargs)
         _import_known_classes()
         main_kwargs, subparser_kwargs = self._setup_parser_kwargs(self.parser_kwargs)
         self.setup_parser(run, main_kwargs, subparser_kwargs)
-        self.parse_arguments(self.parser, args)
-        self.subcommand: str | None = self.config["subcommand"] if run else None
-        self._use_hyperparameters_of_checkpoint(args)
+        self.subcommand: str | None = None
+        self._parse(args)
         self._set_seed()
         self.before_instantiate_classes()
         self.instantiate_classes()
@@ -166,10 +173,7 @@ class LightningCLI:
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the arguments of Trainer, module and datamodule."""
-        parser.add_lightning_class_args(self.trainer_class, "trainer")
-        parser.add_older_trainer_arguments(self.trainer_class)
-        defaults = {f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"}
-        parser.set_defaults(defaults)
+        self.add_trainer_arguments_to_parser(parser)
         parser.add_lightning_class_args(self._model_class, "model", subclass_mode=self.subclass_mode_model)
         parser.add_lightning_class_args(
             self._datamodule_class,
@@ -177,6 +181,12 @@ class LightningCLI:
             subclass_mode=self.subclass_mode_data,
             required=self.datamodule_class is not None,
         )
+
+    def add_trainer_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the arguments of the Trainer, with `trainer_defaults`."""
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.add_older_trainer_arguments(self.trainer_class)
+        parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Override to add arguments, defaults and links of your own; called for each subcommand's parser."""
@@ -222,8 +232,6 @@ class LightningCLI:
         self.link_optimizers_and_lr_schedulers(parser)
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        self._subcommand_parsers: dict[str, LightningArgumentParser] = {}
-        self._subcommand_arguments: dict[str, list[str]] = {}
         group = parser.add_subcommands()
         for name in self.subcommands():
             own = dict(kwargs.get(name, {}))
@@ -247,7 +255,7 @@ class LightningCLI:
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse `args`, or the process's own options, into `config`."""
-        if args is not None and len(sys.argv) > 1 and any(word.startswith("-") for word in sys.argv[1:]):
+        if args is not None and any(word.startswith("-") for word in sys.argv[1:]):
             rank_zero_warn(
                 f"LightningCLI(args=...) is what counts; the options of the command line are not read: {sys.argv[1:]}. "
                 "Leave out args to read them.",
@@ -258,22 +266,38 @@ class LightningCLI:
         else:
             self.config = parser.parse_args(args)
 
-    def _use_hyperparameters_of_checkpoint(self, args: Any) -> None:
-        """Parse again, with the hyperparameters of the checkpoint under explicit options."""
-        if self.subcommand is None:
+    def _parse(self, args: Any) -> None:
+        """Parse, with the hyperparameters of a checkpoint under explicit options."""
+        given = self._with_checkpoint(args, resumed.find_path(args)) if self._runs else args
+        self.parse_arguments(self.parser, given)
+        self.subcommand = self.config["subcommand"] if self._runs else None
+        if self.subcommand is None or given is not args:
             return
-        hparams = resumed.read_hparams(self.config[self.subcommand].get("ckpt_path"))
-        parser = self._subcommand_parsers[self.subcommand]
-        config = resumed.as_configuration(parser, hparams, subclass_mode=self.subclass_mode_model)
+        # A file or the environment may name the checkpoint, and options may import what it needs.
+        given = self._with_checkpoint(args, self.config[self.subcommand].get("ckpt_path"), is_last=True)
+        if given is not args:
+            self.config = self.parser.parse_object(given) if isinstance(given, dict) else self.parser.parse_args(given)
+
+    def _with_checkpoint(self, args: Any, path: Any, *, is_last: bool = False) -> Any:
+        """`args` with the hyperparameters of the checkpoint at `path` among them; `args` itself where it has none."""
+        words = args.as_dict() if isinstance(args, Namespace) else sys.argv[1:] if args is None else args
+        subcommand = resumed.find_subcommand(words, self._subcommand_parsers)
+        hparams = resumed.read_hparams(path)
+        if subcommand is None or not hparams:
+            return args
+        parser = self._subcommand_parsers[subcommand]
+        try:
+            config = resumed.as_configuration(parser, hparams, subclass_mode=self.subclass_mode_model)
+        except CheckpointRefusedError:
+            if is_last:
+                raise
+            return args
         if not config:
-            return
-        if isinstance(args, (dict, Namespace)):
-            given = args.as_dict() if isinstance(args, Namespace) else args
-            self.config = self.parser.parse_object(resumed.merge(given, {self.subcommand: config}))
-            return
-        words = list(sys.argv[1:] if args is None else args)
-        start = words.index(self.subcommand) + 1
-        self.config = self.parser.parse_args([*words[:start], *resumed.insert(words[start:], config)])
+            return args
+        if isinstance(words, dict):
+            return {**resumed.merge(words, {subcommand: config}), "subcommand": subcommand}
+        start = list(words).index(subcommand) + 1
+        return [*words[:start], *resumed.insert(words[start:], config)]
 
     def _set_seed(self) -> None:
         config = self._own_config

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _CONFIG_OPTIONS = ("--config", "-c")
@@ -23,6 +24,34 @@ def read_hparams(ckpt_path: Any) -> dict[str, Any]:
 
     checkpoint = load_checkpoint(ckpt_path, map_location="cpu", mmap=True)
     return dict(from_plain(checkpoint.get("hyper_parameters", {})))
+
+
+def find_path(args: Any) -> str | None:
+    """The checkpoint that options name themselves, before they are parsed: it may hold what would be missing.
+
+    Args:
+        args: Words, a dict or Namespace, or None for the process's own words.
+    """
+    if isinstance(args, Mapping) or hasattr(args, "as_dict"):
+        content = args if isinstance(args, Mapping) else args.as_dict()
+        sections = [section for section in content.values() if isinstance(section, Mapping)]
+        return next((s["ckpt_path"] for s in sections if isinstance(s.get("ckpt_path"), str)), None)
+    words = sys.argv[1:] if args is None else list(args)
+    found = None
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        if word.startswith("--ckpt_path="):
+            found = word.partition("=")[2]
+        elif word == "--ckpt_path":
+            found = following
+    return found
+
+
+def find_subcommand(args: Any, subcommands: Iterable[str]) -> str | None:
+    """Which of the subcommands `args` name: words, or a dict."""
+    if isinstance(args, Mapping):
+        named = args.get("subcommand")
+        return named if isinstance(named, str) else next((name for name in subcommands if name in args), None)
+    return next((word for word in args if word in subcommands), None)
 
 
 def as_configuration(parser: Any, hparams: Mapping[str, Any], *, subclass_mode: bool) -> dict[str, Any]:

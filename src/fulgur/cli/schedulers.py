@@ -31,3 +31,5 @@ LRSchedulerTypeTuple = (LRScheduler, ReduceLROnPlateau)
 LRSchedulerTypeUnion = Union[LRScheduler, ReduceLROnPlateau]  # noqa: UP007
 LRSchedulerCallable = Callable[[Optimizer], LRSchedulerTypeUnion]
 """Type of an argument that gets the optimizer and returns the scheduler."""
+ArgsType = Union[list[str], dict[str, Any], None]  # noqa: UP007
+"""Type of ``LightningCLI(args=...)``; a Namespace of jsonargparse is taken too."""

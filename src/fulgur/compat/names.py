@@ -127,6 +127,10 @@ _SAMPLE_MODELS = {
     "RandomIterableDataset",
     f"{_S}.demos": "BoringDataModuleNoLen IterableBoringDataModule Net RandomDictDataset RandomIterableDatasetWithLen",
 }
+_CLI = {
+    "fulgur.cli": "LRSchedulerCallable LRSchedulerTypeTuple LRSchedulerTypeUnion LightningArgumentParser LightningCLI "
+    "OptimizerCallable ReduceLROnPlateau SaveConfigCallback instantiate_class instantiate_module ArgsType",
+}
 _ARGPARSE = {
     "fulgur.argparsing": "add_argparse_args=add_arguments from_argparse_args=from_arguments "
     "parse_argparser=parse_arguments"
@@ -162,6 +166,7 @@ _PYTORCH: dict[str, dict[str, str]] = {
     "accelerators.cuda": _CUDA,
     "accelerators.gpu": {"fulgur.accelerators": "GPUAccelerator=CUDAAccelerator CUDAAccelerator"},
     "accelerators.mps": _MPS,
+    "cli": _CLI,
     "callbacks": {
         "fulgur.hooks": "Callback",
         "fulgur.callbacks": "BackboneFinetuning BaseFinetuning BasePredictionWriter BatchSizeFinder Checkpoint "
@@ -301,6 +306,11 @@ _PYTORCH: dict[str, dict[str, str]] = {
     },
     "utilities.apply_func": _MOVE,
     "utilities.argparse": _ARGPARSE,
+    "utilities.cli": {
+        **_CLI,
+        f"{_S}.registries": "CALLBACK_REGISTRY DATAMODULE_REGISTRY LOGGER_REGISTRY LR_SCHEDULER_REGISTRY "
+        "MODEL_REGISTRY OPTIMIZER_REGISTRY",
+    },
     "utilities.cloud_io": {f"{_S}.files": "get_filesystem load atomic_save"},
     "utilities.combined_loader": {"fulgur.data.combine": "CombinedLoader"},
     "utilities.compile": {f"{_S}.compiled": "from_compiled to_uncompiled"},
