@@ -74,8 +74,8 @@ class Scaled(Precision):
 
     name = "16-mixed"
 
-    def __init__(self) -> None:
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    def __init__(self, growth_interval: int = 2000) -> None:
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=growth_interval)
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         return module
@@ -113,11 +113,28 @@ def test_clipping_takes_the_scale_off_once() -> None:
     assert model.weight.tolist() == [[pytest.approx(-0.6), pytest.approx(-0.8)]]
 
 
+def test_optimizers_that_step_after_one_backward_share_its_scale() -> None:
+    fabric = one(plugins=Scaled(growth_interval=1))
+    net = nn.Linear(2, 1)
+    with torch.no_grad():
+        net.weight.zero_()
+        net.bias.zero_()
+    model, *optimizers = fabric.setup(net, *(torch.optim.SGD([p], lr=1.0) for p in net.parameters()))
+    for _ in range(2):
+        fabric.backward(model(torch.ones(1, 2)).sum())
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert (model.weight.tolist(), model.bias.tolist()) == ([[-2.0, -2.0]], [-2.0])
+    assert fabric._precision.scaler.get_scale() == 16.0  # type: ignore[union-attr]
+
+
 def test_a_step_with_infinite_gradients_is_left_out_and_lowers_the_scale() -> None:
     model, optimizer, fabric = scaled()
     fabric.backward(model(torch.full((1, 2), float("inf"))).sum())
     optimizer.step()
     assert model.weight.tolist() == [[0.0, 0.0]]
+    fabric.backward(model(torch.ones(1, 2)).sum())
     assert fabric._precision.scaler.get_scale() == 4.0  # type: ignore[union-attr]
 
 

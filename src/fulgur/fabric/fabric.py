@@ -305,7 +305,7 @@ class Fabric:
         wrapped = tuple(self._wrap_optimizer(optimizer) for optimizer in optimizers)
         inner = model.module
         if hasattr(inner, "_fabric"):
-            inner._fabric_optimizers = list(wrapped)
+            inner.__dict__["_fabric_optimizers"] = list(wrapped)
         self.call("on_after_setup", fabric=self, module=model)
         if not optimizers and scheduler is None:
             return model
@@ -379,7 +379,7 @@ class Fabric:
         replace_parameters(before, original, optimizers)
         for inner in original.modules():
             if hasattr(inner, "_fabric"):
-                inner._fabric = self
+                inner.__dict__["_fabric"] = self
         return _FabricModule(original, wrapped, strategy=self.strategy, precision=self._precision, compiler=compiler)
 
     def _wrap_optimizer(self, optimizer: Optimizer) -> _FabricOptimizer:
@@ -407,8 +407,9 @@ class Fabric:
             **kwargs: For ``backward``.
         """
         if self._scaling is not None:
-            tensor = self._scaling.scaler.scale(tensor)
-        tensor.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+            self._scaling.update()  # order matters: not between the steps of optimizers that share this scale
+            tensor = self._scaling.scale(tensor)
+        tensor.backward(*args, **kwargs)
 
     def clip_gradients(
         self,
@@ -655,7 +656,6 @@ def _step(
             with torch.enable_grad():
                 loss = closure()
         result = scaling.step(optimizer, **kwargs)
-        scaling.update()
         result = loss if closure is not None else result
     for call in told:
         call(strategy=strategy, optimizer=optimizer)

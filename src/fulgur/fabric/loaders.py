@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    Dataset,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
@@ -39,13 +40,13 @@ def split_over_ranks(loader: DataLoader[Any], strategy: Strategy) -> DataLoader[
     if is_sharded(loader, strategy.data_size):
         return loader
     batch_sampler: Any = loader.batch_sampler
-    sampler = getattr(batch_sampler, "sampler", loader.sampler)
-    ranks = {"num_replicas": strategy.data_size, "rank": strategy.data_rank}
+    sampler: Any = getattr(batch_sampler, "sampler", loader.sampler)
+    size, rank = strategy.data_size, strategy.data_rank
     seed = int(os.environ.get("PL_GLOBAL_SEED") or 0)
     if type(sampler) in (SequentialSampler, RandomSampler):
         shuffle = isinstance(sampler, RandomSampler)
-        return with_sampler(loader, DistributedSampler(loader.dataset, shuffle=shuffle, seed=seed, **ranks))
-    return with_sampler(loader, DistributedSamplerWrapper(sampler, shuffle=False, seed=seed, **ranks))
+        return with_sampler(loader, DistributedSampler(loader.dataset, size, rank, shuffle=shuffle, seed=seed))
+    return with_sampler(loader, DistributedSamplerWrapper(sampler, size, rank, shuffle=False, seed=seed))
 
 
 class DistributedSamplerWrapper(DistributedSampler[Any]):
@@ -62,7 +63,7 @@ class DistributedSamplerWrapper(DistributedSampler[Any]):
 
     def __init__(self, sampler: Sampler[Any] | BatchSampler, *args: Any, **kwargs: Any) -> None:
         self._drawn = _Drawn(sampler)
-        super().__init__(self._drawn, *args, **kwargs)
+        super().__init__(cast("Dataset[Any]", self._drawn), *args, **kwargs)
 
     def __iter__(self) -> Iterator[Any]:
         self._drawn.draw(self.seed + self.epoch)

@@ -235,7 +235,7 @@ class _FabricDataLoader:
         self._dataloader, self._device = dataloader, device
         self._move = None if device is None else mover(device)
         self._samplers = epoch_samplers(dataloader)
-        self._n_passes = 0
+        self._n_passes: int = 0
         self._epoch: int | None = None
 
     @property
@@ -254,9 +254,9 @@ class _FabricDataLoader:
     def _set_epoch(self) -> None:
         """Let samplers draw another order in each pass; one that the program has set itself is gone on from."""
         for sampler in self._samplers[:1]:
-            set_by_program = getattr(sampler, "epoch", self._epoch)
-            if (self._epoch is None and set_by_program) or (self._epoch is not None and set_by_program != self._epoch):
-                self._n_passes = set_by_program
+            found = getattr(sampler, "epoch", None)
+            if isinstance(found, int) and found != (self._epoch or 0):
+                self._n_passes = found
         for sampler in self._samplers:
             sampler.set_epoch(self._n_passes)
         self._epoch = self._n_passes
