@@ -12,7 +12,7 @@ from torch import nn
 from fulgur import LightningModule, Trainer
 from fulgur.callbacks import GradientMonitor
 from fulgur.loggers import Logger
-from fulgur.testing import calls_per_step, count_host_reads
+from fulgur.testing import calls_per_step, count_host_reads, run_ranks
 
 
 class Rows(Logger):
@@ -157,6 +157,56 @@ def test_the_only_values_read_are_those_that_the_flush_left_on_the_host() -> Non
     own = [read for read in reads if any(f.filename.endswith("callbacks/gradient_monitor.py") for f in read.stack)]
     assert [read.name for read in own] == ["Tensor.__float__"] * 2
     assert all("isfinite(total)" in str(read.frame.line) for read in own)
+
+
+def rows_on_a_rank(strategy: str) -> list[tuple[int, dict[str, float]]]:
+    rows = Rows()
+    train(Net(), GradientMonitor(), logger=rows, devices=2, strategy=strategy, log_every_n_steps=1)
+    return rows.rows
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_norms_on_two_ranks_are_of_the_gradients_that_both_step_with(strategy: str) -> None:
+    first, second = run_ranks(rows_on_a_rank, 2, strategy)
+    values = torch.randn(8, 2, generator=torch.Generator().manual_seed(5))
+    net, expected = Net(), []
+    optimizer: Any = net.configure_optimizers()
+    for step in range(2):  # the samples of both ranks
+        batch = torch.cat([values[4 * step : 4 * step + 4]])
+        optimizer.zero_grad()
+        net.training_step(batch, 0).backward()
+        expected.append(float(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).norm()))
+        optimizer.step()
+    assert [row["grad_norm/total"] for _, row in first] == pytest.approx(expected, rel=1e-5)
+    assert second in ([], first)  # loggers get values on rank 0
+
+
+class Resumable(Net):
+    """Saves after its second step."""
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.trainer.global_step == 2 and self.trainer.ckpt_path is None:
+            self.trainer.save_checkpoint("at_2.ckpt")
+
+
+def test_resumed_run_logs_the_rows_that_the_whole_one_has() -> None:
+    whole, rest = Rows(), Rows()
+    train(Resumable(), GradientMonitor(), logger=whole, log_every_n_steps=1)
+    values = torch.randn(8, 2, generator=torch.Generator().manual_seed(5))
+    trainer = Trainer(
+        callbacks=[GradientMonitor()],
+        logger=rest,
+        log_every_n_steps=1,
+        max_epochs=1,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    loader: Any = torch.utils.data.DataLoader(values, batch_size=2)  # type: ignore[arg-type]
+    trainer.fit(Resumable(), loader, ckpt_path="at_2.ckpt")
+    assert len(whole.rows) == 4
+    assert rest.rows == whole.rows[2:]
 
 
 @pytest.mark.parametrize("arguments", [{"norm_type": 0.0}, {"on_non_finite": "stop"}])
