@@ -186,7 +186,7 @@ class LightningDataModule(HyperparametersMixin):
         hparams_name = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
         made, hparams, marks = read_marks(cls, hparams)
         arguments = build_init_kwargs(made, hparams, hparams_name=hparams_name, overrides=kwargs)
-        datamodule = make_object(made, arguments, own=kwargs, marks=marks)
+        datamodule: Self = make_object(made, arguments, own=kwargs, marks=marks)
         name = type(datamodule).__qualname__
         if name in checkpoint:
             datamodule.load_state_dict(from_plain(checkpoint[name]))

@@ -188,10 +188,10 @@ def _run(subcommand: str, model: Any, data: Any, words: list[str], *, prog: str)
                 parser.add_lightning_class_args(data, "data")
             self.add_trainer_arguments_to_parser(parser)
 
-        def _prepare_subcommand_parser(self, klass: Any, name: str, **kwargs: Any) -> LightningArgumentParser:
+        def _prepare_subcommand_parser(self, klass: Any, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
             purpose = (model.__doc__ or "").strip().partition("\n")[0]
             told = {"usage": f"{called} [options]", "description": f"{kwargs['description']} {purpose}"}
-            return super()._prepare_subcommand_parser(klass, name, **{**kwargs, **told})
+            return super()._prepare_subcommand_parser(klass, subcommand, **{**kwargs, **told})
 
         def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
             super()._add_subcommands(parser, **kwargs)

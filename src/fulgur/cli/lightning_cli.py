@@ -309,7 +309,8 @@ class LightningCLI:
     @property
     def _own_config(self) -> Namespace:
         """The part of `config` that the subcommand has."""
-        return self.config if self.subcommand is None else self.config[self.subcommand]
+        own: Namespace = self.config if self.subcommand is None else self.config[self.subcommand]
+        return own
 
     @property
     def config_dump(self) -> dict[str, Any]:
