@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -39,6 +39,7 @@ from fulgur.tuner.kept import Kept
 
 if TYPE_CHECKING:
     from fulgur.strategies import Strategy
+    from fulgur.strategies.votes import Votes
     from fulgur.trainer import Trainer
 
 _NAMES = {TrainerFn.FITTING: "train", TrainerFn.VALIDATING: "val", TrainerFn.TESTING: "test"} | {
@@ -79,10 +80,14 @@ def _search(trainer: Trainer, call: Call, *, look: Callable[[Trial], Any]) -> An
             trial.setup = run._configure_optimizers(trainer, module)
         else:
             strategy.prepare_evaluation(module)  # all ranks must reach this
-        return look(trial)
+        if not is_sharding:
+            return look(trial)
+        with trial.unnoticed(module, trainer.datamodule, is_whole=False):  # it stays sharded, with the weights it had
+            return look(trial)
 
+    is_sharding = trainer.strategy.forward_is_collective
     owner = getattr(call.model, "_orig_mod", call.model) if call.model is not None else trainer._module
-    is_kept = isinstance(owner, nn.Module) and "_modules" in vars(owner)
+    is_kept = isinstance(owner, nn.Module) and "_modules" in vars(owner) and not is_sharding
     with trial.unnoticed(owner if is_kept else None, call.datamodule or trainer.datamodule, is_whole=True):
         return run._execute(trainer, call, body)
 
@@ -108,6 +113,7 @@ class Trial:
         self.name = _NAMES[self.call.fn]
         self.setup = OptimizerSetup(trainer.optimizers, trainer.lr_scheduler_configs)
         self.feed: Feed | None = None
+        self._is_agreeing, self._votes = False, cast("Votes | None", None)
         self._generators: list[tuple[Feed, Any]] = []
         self._scope: AbstractContextManager[None] | None = None
 
@@ -178,9 +184,18 @@ class Trial:
             wrap_training(module)  # all ranks must reach this
             self.load()
             load_training(trainer, self.call)
-            loop = trainer.fit_loop
-            with watch_signals(trainer, loop, trainer._val_loop) if trainer.strategy.is_distributed else nullcontext():
-                loop.run()
+            with self._agreeing():
+                trainer.fit_loop.run()
+
+    def _agreeing(self) -> AbstractContextManager[None]:
+        """What lets ranks leave out batches in the steps of a trial, as they may in those of a run."""
+        trainer = self.trainer
+        if not trainer.strategy.is_distributed:
+            return nullcontext()
+        if not self._is_agreeing:
+            return watch_signals(trainer, trainer.fit_loop, trainer._val_loop)
+        trainer.fit_loop.plan.votes = self._votes  # the run's: two agreements would share their connections
+        return nullcontext()
 
     def evaluate(self, n_batches: int) -> None:
         """Evaluate, or predict for, `n_batches` batches of each loader."""
@@ -234,7 +249,7 @@ class Trial:
             is_whole: Whether the block holds a run of its own: then what `setup` and `configure_model` make goes again.
         """
         trainer, strategy, kept = self.trainer, self.trainer.strategy, Kept()
-        is_emptied = is_whole and not strategy.restores_after_setup and not strategy.forward_is_collective
+        is_emptied = is_whole and not strategy.forward_is_collective
         if module is not None:
             kept.keep_module(module, drops_all=is_emptied)
         if datamodule is not None:
@@ -247,6 +262,8 @@ class Trial:
         own = (strategy.model, strategy.lightning_module, strategy.optimizers, strategy.lr_scheduler_configs)
         writer_failure = getattr(strategy.checkpoint_io, "on_failure", None)
         self._began_at = copy(trainer.fit_loop.progress)
+        if trainer._agreement is not None:
+            self._is_agreeing, self._votes = True, trainer.fit_loop.plan.votes
         with isolate_rng():
             try:
                 self._replace_parts()

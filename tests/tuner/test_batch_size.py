@@ -134,7 +134,7 @@ def test_another_error_is_raised_as_it_is(make_trainer: Any, net: Any) -> None:
     def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
         raise RuntimeError("shapes do not match")
 
-    with pytest.raises(RuntimeError, match="^shapes do not match$"):
+    with pytest.raises(RuntimeError, match=r"^shapes do not match$"):
         Tuner(make_trainer()).scale_batch_size(net({"training_step": training_step}))
 
 

@@ -281,7 +281,10 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
     def build_votes(self, agreement: Agreement) -> Votes | None:
         if self._sync is None or self.world_size == 1:
             return None
-        return open_votes(self, agreement, self._training.take_zero_loss if self._training is not None else _nothing)
+        return open_votes(self, agreement, self._take_zero_loss)
+
+    def _take_zero_loss(self) -> torch.Tensor | None:
+        return self._training.take_zero_loss() if self._training is not None else None
 
     # ------------------------------------------------------------------------------------- loops of the user's own
 
@@ -298,10 +301,6 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
 
     def init_context(self, *, is_empty: bool) -> AbstractContextManager[Any]:
         return torch.device("meta") if is_empty else nullcontext()  # order matters: parts are moved, not the whole
-
-
-def _nothing() -> None:
-    """The loss of no batch where every batch has one."""
 
 
 def _name_like(cls: type, original: type) -> None:
