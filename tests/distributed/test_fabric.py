@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -326,14 +327,19 @@ def test_nothing_is_set_up_before_launch() -> None:
 # ----------------------------------------------------------------------------------------------------- model parallel
 
 
-def tensor_parallel() -> list[float]:
+def spread(net: nn.Module, mesh: Any) -> nn.Module:
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-    fabric = build_fabric(ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2))
+    return parallelize_module(net, mesh["tensor_parallel"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+
+
+def tensor_parallel(*, by_strategy: bool) -> list[float]:
+    function = spread if by_strategy else None
+    fabric = build_fabric(ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2, parallelize_fn=function))
     torch.manual_seed(3)
     net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))
-    mesh = fabric.strategy.device_mesh["tensor_parallel"]  # type: ignore[attr-defined]
-    parallelize_module(net, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    if not by_strategy:
+        spread(net, fabric.strategy.device_mesh)  # type: ignore[attr-defined]
     model, optimizer = fabric.setup(net, torch.optim.SGD(net.parameters(), lr=0.1))
     losses = []
     for _ in range(3):
@@ -346,7 +352,8 @@ def tensor_parallel() -> list[float]:
     return losses
 
 
-def test_a_model_spread_over_the_mesh_trains() -> None:
+@pytest.mark.parametrize("by_strategy", [True, False])
+def test_a_model_spread_over_the_mesh_trains(by_strategy: bool) -> None:
     torch.manual_seed(3)
     net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))
     optimizer, expected = torch.optim.SGD(net.parameters(), lr=0.1), []
@@ -357,4 +364,4 @@ def test_a_model_spread_over_the_mesh_trains() -> None:
         optimizer.step()
         optimizer.zero_grad()
         expected.append(loss.item())
-    assert run_ranks(tensor_parallel, 2) == [pytest.approx(expected, rel=1e-5)] * 2
+    assert run_ranks(partial(tensor_parallel, by_strategy=by_strategy), 2) == [pytest.approx(expected, rel=1e-5)] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from fulgur import Fabric
 from fulgur.fabric.values import to_scalar
-from fulgur.loggers import CSVLogger
+from fulgur.loggers import CSVLogger, TensorBoardLogger
 from fulgur.precision import Precision
 
 
@@ -291,3 +292,13 @@ def test_arguments_of_the_command_line_stand_for_defaults(monkeypatch: pytest.Mo
 def test_the_environment_alone_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LT_PRECISION", "64-true")
     assert one()._precision.name == "32-true"
+
+
+@pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger])
+def test_loggers_take_the_name_that_lightnings_fabric_has_for_their_folder(kind: Any) -> None:
+    logger = kind(root_dir="logs", name="run", version=1)
+    assert (logger.save_dir, logger.log_dir) == ("logs", os.path.join("logs", "run", "version_1"))
+    with pytest.raises(TypeError, match="Give one: save_dir"):
+        kind()
+    with pytest.raises(TypeError, match="Give one: save_dir"):
+        kind("logs", root_dir="logs")

@@ -207,13 +207,14 @@ class ThroughputMonitor(Callback):
             values["device", name] = rate
             if trainer.world_size > 1:
                 values["global", name] = rate * trainer.world_size
-        peak = _find_peak_flops(trainer.strategy.root_device)
+        peak = find_peak_flops(trainer.strategy.root_device)
         if counts.flops and peak is not None:
             values["device", "mfu"] = rates["flops_per_sec"] / peak
         return values
 
 
-def _find_peak_flops(device: torch.device) -> float | None:
+def find_peak_flops(device: torch.device) -> float | None:
+    """Most operations that `device` can do in a second, dense, in 16 bits; None where that is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

@@ -22,6 +22,7 @@ _MODULE = {"fulgur.module": "LightningModule"}
 _DATAMODULE = {"fulgur.datamodule": "LightningDataModule"}
 _TRAINER = {"fulgur.trainer": "Trainer"}
 _CALLBACK = {"fulgur.hooks": "Callback"}
+_THROUGHPUT = {"fulgur.fabric.throughput": "Throughput ThroughputMonitor get_available_flops"}
 _FABRIC_CLASS = {"fulgur.fabric.fabric": "Fabric"}
 _SEED = {"fulgur.rng": "seed_everything"}
 _VERSION = {f"{_S}.version": "__version__"}
@@ -372,7 +373,7 @@ _FABRIC: dict[str, dict[str, str]] = {
     "strategies": _STRATEGIES,
     **_STRATEGY_MODULES,
     **_ENVIRONMENT_MODULES,
-    "utilities": _FABRIC_UTILITIES,
+    "utilities": {**_FABRIC_UTILITIES, "fulgur.fabric.throughput": "Throughput ThroughputMonitor"},
     "utilities.apply_func": _MOVE,
     "utilities.cloud_io": {f"{_S}.files": "get_filesystem"},
     "utilities.data": {"fulgur.hparams": "AttributeDict", **_LOADERS},
@@ -393,7 +394,7 @@ _FABRIC: dict[str, dict[str, str]] = {
         f"{_S}.seeds": "pl_worker_init_function",
     },
     "utilities.spike": {"fulgur.callbacks.spike": "SpikeDetection TrainingSpikeException"},
-    "utilities.throughput": {f"{_S}.sizes": "measure_flops"},
+    "utilities.throughput": {**_THROUGHPUT, f"{_S}.sizes": "measure_flops"},
     "utilities.types": _TYPES,
     "utilities.warnings": _WARNINGS,
     "wrappers": {

@@ -18,6 +18,7 @@ from torch import Tensor
 from fulgur.loggers.hparams import HPARAMS_FILE, to_dict, write_hparams
 from fulgur.loggers.logger import Logger, rank_zero_experiment, with_prefix
 from fulgur.loggers.run_dir import (
+    choose_save_dir,
     claim_version,
     exists,
     expand_path,
@@ -55,6 +56,7 @@ class CSVLogger(Logger):
         prefix: Put before the name of each metric, joined with ``-``.
         flush_logs_every_n_steps: Rows are saved at the latest after this many, if nobody calls `save` (the Trainer
             does). > 0.
+        root_dir: The name of `save_dir` in the loggers of Lightning's Fabric.
 
     Example:
         >>> logger = CSVLogger("logs", name="digits")
@@ -64,15 +66,17 @@ class CSVLogger(Logger):
 
     def __init__(
         self,
-        save_dir: str | os.PathLike[str],
+        save_dir: str | os.PathLike[str] | None = None,
         name: str | None = "lightning_logs",
         version: int | str | None = None,
         prefix: str = "",
         flush_logs_every_n_steps: int = 100,
+        *,
+        root_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         if flush_logs_every_n_steps < 1:
             raise ValueError(f"flush_logs_every_n_steps={flush_logs_every_n_steps} must be at least 1.")
-        self._save_dir = expand_path(save_dir)
+        self._save_dir = expand_path(choose_save_dir(type(self), save_dir, root_dir))
         self._name = name or ""
         self._version = version
         self._prefix = prefix

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -123,3 +123,15 @@ def _list_names(path: str) -> list[str]:
         return os.listdir(path)
     except FileNotFoundError:
         return []
+
+
+def choose_save_dir(cls: type, save_dir: Any, root_dir: Any) -> str | os.PathLike[str]:
+    """The one that was given of `save_dir` and its name in Fabric's loggers.
+
+    Raises:
+        TypeError: Both were given, or neither.
+    """
+    if (save_dir is None) == (root_dir is None):
+        raise TypeError(f"{cls.__name__} got save_dir={save_dir!r} and root_dir={root_dir!r}. Give one: save_dir.")
+    chosen: str | os.PathLike[str] = root_dir if save_dir is None else save_dir
+    return chosen

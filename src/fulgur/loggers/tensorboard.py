@@ -13,6 +13,7 @@ from fulgur.errors import MissingExtraError
 from fulgur.loggers.hparams import HPARAMS_FILE, flatten, to_dict, write_hparams
 from fulgur.loggers.logger import Logger, rank_zero_experiment, with_prefix
 from fulgur.loggers.run_dir import (
+    choose_save_dir,
     claim_version,
     exists,
     expand_path,
@@ -50,6 +51,7 @@ class TensorBoardLogger(Logger):
             TensorBoard lists no hyperparameters without a metric.
         prefix: Put before the name of each metric, joined with ``-``.
         sub_dir: Directory in the version's, for the event files.
+        root_dir: The name of `save_dir` in the loggers of Lightning's Fabric.
         **kwargs: Passed to ``torch.utils.tensorboard.SummaryWriter``.
 
     Raises:
@@ -63,18 +65,20 @@ class TensorBoardLogger(Logger):
 
     def __init__(
         self,
-        save_dir: str | os.PathLike[str],
+        save_dir: str | os.PathLike[str] | None = None,
         name: str | None = "lightning_logs",
         version: int | str | None = None,
         log_graph: bool = False,
         default_hp_metric: bool = True,
         prefix: str = "",
         sub_dir: str | os.PathLike[str] | None = None,
+        *,
+        root_dir: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
         if not is_tensorboard_available():
             raise MissingExtraError("TensorBoardLogger", "tensorboard", "tensorboard")
-        self._save_dir = expand_path(save_dir)
+        self._save_dir = expand_path(choose_save_dir(type(self), save_dir, root_dir))
         self._name = name or ""
         self._version = version
         self._sub_dir = "" if sub_dir is None else expand_path(sub_dir)

@@ -35,7 +35,7 @@ def clip_norm(
     if len(by_mesh) <= 1:
         return _whole(clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite=error_if_nonfinite))
     wholes = [_whole(get_total_norm(group, norm_type)) for group in by_mesh.values()]
-    total = torch.linalg.vector_norm(torch.stack([norm.to(wholes[0]) for norm in wholes]), norm_type)
+    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(wholes[0]) for norm in wholes]), norm_type)
     if error_if_nonfinite and not torch.isfinite(total):  # waits for the device
         raise RuntimeError(f"The gradients' norm is {float(total)}, and they cannot be clipped by it.")
     coefficient = torch.clamp(max_norm / (total + 1e-6), max=1.0)

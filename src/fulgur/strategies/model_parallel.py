@@ -49,6 +49,8 @@ class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
         save_distributed_checkpoint: Write directories of shards; False: one file. Either is read by any strategy.
         process_group_backend: "gloo", "nccl", …; None takes what suits the devices.
         timeout: How long a collective waits for the other ranks.
+        parallelize_fn: For `Fabric`: takes a module and the mesh, and returns the module spread over it. None leaves
+            that to the program, between ``fabric.launch`` and ``fabric.setup``.
         parallel_devices: Device of each process of this machine. None takes those of the Trainer.
         cluster_environment: Says which of the processes this one is. None finds it.
         checkpoint_io: Writes and reads checkpoints; None is the default one.
@@ -68,6 +70,7 @@ class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
         process_group_backend: str | None = None,
         timeout: timedelta | None = None,
         *,
+        parallelize_fn: Callable[[Any, DeviceMesh], Any] | None = None,
         parallel_devices: list[torch.device] | None = None,
         cluster_environment: ClusterEnvironment | None = None,
         checkpoint_io: CheckpointIO | None = None,
@@ -79,6 +82,7 @@ class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
             timeout=timeout,
             checkpoint_io=checkpoint_io,
         )
+        self.parallelize_fn = parallelize_fn
         resolve_parallel_sizes(data_parallel_size, tensor_parallel_size, num_nodes=1, num_processes=1)  # refuse now
         self.data_parallel_size, self.tensor_parallel_size = data_parallel_size, tensor_parallel_size
         self.saves_shards = save_distributed_checkpoint
@@ -197,11 +201,19 @@ class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
     # ------------------------------------------------------------------------------------- loops of the user's own
 
     def wrap_module(self, module: nn.Module, *, move_to_device: bool = True) -> nn.Module:
-        """Place `module`, which the caller has spread over `device_mesh`, and check that its parts will stay together.
+        """Spread `module` over `device_mesh`, place it, and check that its parts will stay together.
 
         Raises:
             MisconfigurationException: Parameters are spread over no axis along which the data differs.
+            TypeError: `parallelize_fn` returns no module.
         """
+        if self.parallelize_fn is not None:
+            share_initial_state(module, self.root_device)
+            module = self.parallelize_fn(module, self._mesh)  # type: ignore[arg-type]
+            if not isinstance(module, nn.Module):
+                raise TypeError(
+                    f"parallelize_fn returned a {type(module).__name__}. Let it return the module that it was given."
+                )
         self._check_parameters(module)
         self._place(module)
         return module
