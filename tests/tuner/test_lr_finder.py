@@ -217,3 +217,21 @@ def test_a_plot_without_matplotlib_names_it(monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(MissingExtraError, match="pip install matplotlib"):
         measured([1.0, 2.0]).plot()
+
+
+def test_a_plot_shows_losses_over_rates_and_the_suggestion() -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    finder = measured([10.0] * 11 + [9.0, 4.0, 3.5, 3.4])
+    figure = finder.plot(suggest=True)
+    (axes,) = figure.axes
+    curve, mark = axes.lines
+    assert (list(curve.get_xdata()), list(curve.get_ydata())) == (finder.results["lr"], finder.results["loss"])
+    assert list(mark.get_xdata()) == [finder.suggestion()] == [finder.results["lr"][11]]
+    assert axes.get_xscale() == "log"
+    _, own = pyplot.subplots()
+    assert finder.plot(ax=own) is own.figure
+    assert len(own.lines) == 1
+    pyplot.close("all")

@@ -52,7 +52,7 @@ class LRFinder:
         part = index / self.num_training
         if self.mode == "linear":
             return self.lr_min + (self.lr_max - self.lr_min) * part
-        return self.lr_min * (self.lr_max / self.lr_min) ** part
+        return float(self.lr_min * (self.lr_max / self.lr_min) ** part)
 
     def suggestion(self, skip_begin: int = 10, skip_end: int = 1) -> float | None:
         """The rate at which the loss fell fastest.
