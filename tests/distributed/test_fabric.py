@@ -284,6 +284,40 @@ def test_an_evaluation_before_a_step_keeps_no_old_weights() -> None:
     assert run_ranks(evaluated_between, 2) == [False, False]
 
 
+def made_empty() -> tuple[set[str], dict[str, Tensor]]:
+    fabric = build_fabric(FSDPStrategy())
+    with fabric.init_module(empty_init=True):
+        net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    devices = {p.device.type for p in net.parameters()}
+    torch.manual_seed(3 + fabric.global_rank)
+    return devices, whole(fabric.setup(net).module)
+
+
+def test_a_model_made_without_memory_gets_the_values_that_rank_0_draws() -> None:
+    torch.manual_seed(3)
+    expected = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)).state_dict()
+    for devices, weights in run_ranks(made_empty, 2):
+        assert devices == {"meta"}
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def optimizer_with_a_past() -> str:
+    fabric = build_fabric(FSDPStrategy())
+    net = Net()
+    optimizer = adam(net.parameters())
+    net.score(torch.ones(2, 4)).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    try:
+        fabric.setup(net, optimizer)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_an_optimizer_with_a_state_is_not_cut_into_parts() -> None:
+    assert all("has taken steps already" in message for message in run_ranks(optimizer_with_a_past, 2))
+
+
 # ------------------------------------------------------------------------------------------------------------- loaders
 
 

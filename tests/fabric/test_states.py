@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 
 from fulgur import Fabric
-from fulgur.checkpoint.io import TorchCheckpointIO
+from fulgur.checkpoint.io import AsyncCheckpointIO, TorchCheckpointIO
 from fulgur.errors import CheckpointError, CheckpointRefusedError
 
 
@@ -154,6 +156,30 @@ def test_a_checkpoint_io_of_the_plugins_writes_and_reads() -> None:
     fabric.save("a.ckpt", {"a": 1})
     assert fabric.load("a.ckpt") == {"a": 1}
     assert noted == [("save", "a.ckpt"), ("load", "a.ckpt")]
+
+
+def test_a_save_in_the_background_holds_the_moment_of_the_save() -> None:
+    fabric = one(plugins=AsyncCheckpointIO())
+    state = build(fabric, 1)
+    expected = state["model"].weight.detach().clone()
+    fabric.save("a.ckpt", state)
+    state["optimizer"].step()
+    assert torch.equal(fabric.load("a.ckpt")["model"]["weight"], expected)
+    assert not torch.equal(state["model"].weight, expected)
+    fabric.strategy.checkpoint_io.teardown()
+
+
+def test_a_save_in_the_background_that_fails_last_is_told_at_the_end_of_the_program() -> None:
+    program = """
+from fulgur import Fabric
+from fulgur.checkpoint.io import AsyncCheckpointIO, TorchCheckpointIO
+class Failing(TorchCheckpointIO):
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        raise OSError("the disk is full")
+Fabric(accelerator="cpu", devices=1, plugins=AsyncCheckpointIO(Failing())).save("a.ckpt", {"a": 1})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    assert "OSError: the disk is full" in done.stderr
 
 
 def test_weights_that_a_trainer_has_saved_are_loaded() -> None:

@@ -5,6 +5,7 @@ A facade: strategies, precision, launchers, loggers and checkpoints are those of
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from fulgur import resolve
+from fulgur.checkpoint.io import AsyncCheckpointIO, CheckpointIO
 from fulgur.data.transfer import move_to_device
 from fulgur.data.workers import seed_workers
 from fulgur.fabric import states
@@ -104,6 +106,7 @@ class Fabric:
         self._callbacks = read_callbacks(callbacks)
         self._scaling = LossScaling(self._precision.scaler) if self._precision.scaler is not None else None
         self._is_launched = False
+        self._awaited: CheckpointIO | None = None
         if _overrides_run(self):
             self.run = partial(_run_launched, self)  # type: ignore[method-assign]
         if is_started_by_command():
@@ -527,7 +530,15 @@ class Fabric:
             CheckpointError: It could not be written. What was at `path` is untouched.
             TypeError, ValueError: `filter` is no dict of functions, or has a key that `state` has not.
         """
+        self._raise_at_the_end()
         states.save(self.strategy, path, state, filter)
+
+    def _raise_at_the_end(self) -> None:
+        """Nobody says when a loop is over: a write in the background that fails last is told when the program ends."""
+        writer = self.strategy.checkpoint_io
+        if isinstance(writer, AsyncCheckpointIO) and writer is not self._awaited:
+            self._awaited = writer
+            atexit.register(writer.wait)
 
     def load(
         self, path: Path, state: Any = None, strict: bool = True, *, weights_only: bool | None = None
