@@ -71,6 +71,10 @@ class Fetch:
         self._resumed = state
         self.is_last = state["is_last"]
 
+    def was_drawn(self, state: dict[str, Any]) -> bool:
+        """Whether the loader itself had come to its end where `state` was taken: it was asked for one batch more."""
+        return bool(state["is_last"]) and not self.is_sized and state["count"] < self.n_batches
+
     def finish_resumed(self) -> None:
         """End a resumed pass whose last batch lies behind it."""
         items, self._resumed = iter(self.loader), None

@@ -176,9 +176,12 @@ class PlacedLoader:
         if self.reads_all and not self._has_checked:
             self._has_checked = True
             self._turns.check_same(first, _described(self.loader))  # all ranks must reach this
+        return self._turns.take(batches, first, self._lend())
+
+    def _lend(self) -> Callable[[], AbstractContextManager[Any]]:
+        """What lends the common stream to a loader that draws in this process."""
         draws_here = getattr(self.loader, "num_workers", 0) == 0 and not self._draws_alike
-        lend: Callable[[], AbstractContextManager[Any]] = self._common.drawing if draws_here else nullcontext
-        return self._turns.take(batches, first, lend)
+        return self._common.drawing if draws_here and self.shard.size > 1 else nullcontext
 
     def _note_start(self, key: bytes) -> None:
         """Keep the generators' states as the sampler finds them when it draws its order."""
@@ -222,12 +225,13 @@ class PlacedLoader:
                 state["stream"] = self._common.state_dict()
         return state
 
-    def resume(self, state: dict[str, Any], *, in_pass: bool) -> None:
+    def resume(self, state: dict[str, Any], *, in_pass: bool, is_drawn: bool = False) -> None:
         """Stand where `state` was taken. The global generators are left anywhere: restore them afterwards.
 
         Args:
             state: From `state_dict`.
             in_pass: Whether the pass goes on; if not, only generators and the loader's own state are given back.
+            is_drawn: Whether the pass that goes on had given its last batch and ended.
         """
         self.epoch, self.n_drawn, self.n_passes = state["epoch"], state["n_drawn"], state["n_passes"]
         self._start = start = state["start"]
@@ -235,7 +239,11 @@ class PlacedLoader:
             self.loader.load_state_dict(state["loader"])
             if self.shard.size > 1:
                 self._common.load_state_dict(state.get("stream") or start.get("rng") or {})
-            self._resumed = self._taken(begin_pass(self.loader)) if in_pass else None
+            self._resumed = iter(()) if in_pass else None
+            if in_pass and not is_drawn:  # a loader whose pass has ended would begin the next one
+                batches = begin_pass(self.loader)
+                with self._lend()():  # on several ranks a first step is read now
+                    self._resumed = self._taken(batches)
         elif not start:
             self._set_generators(state["generators"])
         elif not in_pass:

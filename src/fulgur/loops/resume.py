@@ -97,8 +97,9 @@ def resume_epoch(
         rng: States of the process's generators, as of the save.
     """
     restore = partial(restore_rng, dict(rng)) if rng is not None else None
+    drawn = state["in_pass"] and len(feed.placed) == 1 and loop.fetch.was_drawn(state["fetch"])
     for loader, saved in zip(feed.placed, state["loaders"], strict=True):
-        loader.resume(saved, in_pass=state["in_pass"])
+        loader.resume(saved, in_pass=state["in_pass"], is_drawn=drawn)
     loop.last_validation = time.monotonic() - state["since_validation_s"]
     loop.metrics.load_state_dict(state["metrics"])
     loop.before_epochs = restore  # order matters: the loaders' passes have begun by now, and drawn what they draw
