@@ -235,3 +235,21 @@ def test_a_plot_shows_losses_over_rates_and_the_suggestion() -> None:
     assert finder.plot(ax=own) is own.figure
     assert len(own.lines) == 1
     pyplot.close("all")
+
+
+def test_a_lucky_first_batch_does_not_end_the_test(make_trainer: Any) -> None:
+    class Lucky(Quadratic):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step(batch, batch_idx) * (self.trainer.global_step >= 2)
+
+    finder = Tuner(make_trainer()).lr_find(Lucky(), min_lr=1e-5, max_lr=1e-3, num_training=30)
+    assert len(finder.results["lr"]) == 30
+
+
+def test_a_loss_that_is_not_finite_ends_the_test(make_trainer: Any) -> None:
+    class Broken(Quadratic):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step(batch, batch_idx) / (self.trainer.global_step != 5)
+
+    finder = Tuner(make_trainer()).lr_find(Broken(), num_training=30, update_attr=False)
+    assert len(finder.results["lr"]) == 6

@@ -26,6 +26,8 @@ Mode = Literal["exponential", "linear"]
 _log = logging.getLogger("fulgur")
 
 _SMOOTHING = 0.98
+_UNSETTLED = 10
+"""Steps whose smoothed loss is a mean of too few to be compared with: with small batches one is four times another."""
 
 
 class LRFinder:
@@ -121,7 +123,8 @@ class RateSweep(Callback):
     Args:
         finder: Takes the results.
         optimizer: Whose rate it is.
-        early_stop_threshold: End once the smoothed loss is more than this many times the best one; None never.
+        early_stop_threshold: End once the smoothed loss is more than this many times the best one, of which the first
+            ten steps are none; None never.
     """
 
     def __init__(self, finder: LRFinder, optimizer: Any, early_stop_threshold: float | None) -> None:
@@ -152,11 +155,14 @@ class RateSweep(Callback):
         results["loss"].append(smoothed)
         if self._is_off(smoothed):
             trainer.fit_loop.should_stop = True  # on all ranks, for all have the same losses
-        self._best = min(self._best, smoothed)
+        if len(results["lr"]) > _UNSETTLED:
+            self._best = min(self._best, smoothed)
 
     def _is_off(self, smoothed: float) -> bool:
-        if self.threshold is None or len(self.finder.results["lr"]) < 2:
+        if self.threshold is None:
             return False
+        if math.isinf(self._best):
+            return not math.isfinite(smoothed)
         # Losses below 0 have no multiples that are worse: what counts is the distance, in units of the best one.
         bound = self._best + (self.threshold - 1) * abs(self._best)
         return not math.isfinite(smoothed) or smoothed > bound
