@@ -11,11 +11,11 @@ import pytest
 import torch
 import torchmetrics
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, TensorDataset, get_worker_info
 
 import fulgur as fl
 from fulgur.callbacks import ModelCheckpoint
-from fulgur.errors import CheckpointError
+from fulgur.errors import CheckpointError, MisconfigurationException
 from fulgur.testing import run_ranks
 
 
@@ -195,6 +195,43 @@ def test_a_stream_split_by_workers_is_dealt_out_too(tmp_path: Path) -> None:
     two = run_ranks(fit_stream, 2, 2, "workers", str(tmp_path), {})
     for epoch in range(2):
         assert sorted(i for step in steps(two)[4 * epoch : 4 * epoch + 4] for i in step) == list(range(32))
+
+
+class Boastful(Stream):
+    """A stream that says it has more than it gives."""
+
+    def __len__(self) -> int:
+        return self.n + 5
+
+
+class BoastfulSampler(SequentialSampler):
+    def __len__(self) -> int:
+        return super().__len__() + 5
+
+
+def fit_boastful(n_ranks: int, n: int, strategy: str, takes_sampler: bool = False) -> dict[str, Any]:
+    module = Line()
+    trainer = build_trainer(n_ranks, strategy=strategy, accumulate_grad_batches=4)
+    data: Any = [torch.tensor(float(index), dtype=torch.float64) for index in range(n)]
+    sampler = BoastfulSampler(data) if takes_sampler else None
+    dataset = data if takes_sampler else Boastful(n)
+    trainer.fit(module, DataLoader(dataset, batch_size=2 // n_ranks, sampler=sampler))
+    return result(module, trainer) | {"steps": trainer.global_step}
+
+
+@pytest.mark.world_size(2)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_stream_that_ends_before_its_length_leaves_no_gradient_unreduced(strategy: str) -> None:
+    one = fit_boastful(1, 11, "auto")
+    for own in run_ranks(fit_boastful, 2, 2, 11, strategy):
+        assert own["steps"] == one["steps"] == 2
+        assert own["weight"] == pytest.approx(one["weight"], abs=1e-12)
+
+
+@pytest.mark.world_size(2)
+def test_a_sampler_that_ends_before_its_length_within_a_window_is_refused() -> None:
+    with pytest.raises(MisconfigurationException, match=r"gave 6 batches on this rank, and its length promised 8"):
+        run_ranks(fit_boastful, 2, 2, 11, "ddp", True)
 
 
 def fit_own_streams(n_ranks: int, accumulate: int) -> dict[str, Any]:

@@ -136,6 +136,8 @@ class Fetch:
             self._following = following = next(batches, _END) if count < n_batches else _END
             self.is_last = following is _END
             yield batch if transfer is None else transfer(batch)
+        if self.is_exhausted and count >= n_batches:
+            next(batches, None)
 
     def count_again(self, *args: Any) -> None:
         """After a batch of weight 0: what is logged counts. A hook; takes what such a one is given."""

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from fulgur.loops.earlier import log_returned
-from fulgur.loops.faults import no_batch, warn_of_no_loss
+from fulgur.loops.faults import no_batch, shorter_than_its_length, warn_of_no_loss
 from fulgur.loops.outputs import outputs_by_optimizer
 from fulgur.loops.own_steps import run_step
 from fulgur.loops.resume import capture_sums
@@ -63,6 +63,8 @@ def finish_early_loader(loop: FitLoop) -> None:
         return
     if progress.batch == 0:
         raise no_batch(progress.epoch, progress.batches_total)
+    if plan.votes is not None and any(update.n_backward for update in plan.updates):
+        raise shorter_than_its_length(progress.batch, loop.n_batches)
     loop.updated = False
     for update in plan.updates:
         if update.n_backward:

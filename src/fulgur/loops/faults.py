@@ -80,6 +80,15 @@ def warn_of_no_loss(n_batches: int) -> None:
         )
 
 
+def shorter_than_its_length(n_batches: int, length: float) -> Exception:
+    """For a training loader on several ranks that ended within an accumulation window."""
+    return MisconfigurationException(
+        f"The training loader gave {n_batches} batches on this rank, and its length promised {length}: the ranks did "
+        "not know that the last of them ends an accumulation window, and have not reduced its gradients. Correct "
+        "__len__ of the sampler, or set limit_train_batches to the number of batches that there are."
+    )
+
+
 def no_batch(epoch: int, n_seen: int) -> Exception:
     """For a training loader that ended at once.
 

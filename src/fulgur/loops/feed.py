@@ -54,6 +54,8 @@ class Feed:
             counts 1.
         joined: The loaders whose lengths may differ between ranks.
         is_divided: Whether there are several ranks, so that this one may have no batch where others have some.
+        looks_ahead: Whether one batch is read ahead although the length is known: a rank that learns too late which
+            batch was the last has not reduced its gradients with the others.
     """
 
     structure: Any
@@ -69,6 +71,7 @@ class Feed:
     weighs: list[Weigh | None] = field(default_factory=list)
     joined: list[JoinedLoader] = field(default_factory=list)
     is_divided: bool = False
+    looks_ahead: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -100,7 +103,7 @@ class Feed:
         return Fetch(
             self.loaders[index],
             n_batches=min(self.n_batches[index], at_most),
-            is_sized=self.is_sized[index],
+            is_sized=self.is_sized[index] and not self.looks_ahead,
             transfer=transfer,
             unpack=itemgetter(0) if self.unpacks[index] else None,
             is_exhausted=self.is_exhausted and at_most >= self.n_batches[index],

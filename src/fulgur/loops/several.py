@@ -33,6 +33,7 @@ def join_training(feed: Feed, shard: Shard, *, limit: tuple[int | float, str], u
     feed.weighs = [partial(_weigh, feed, shard.rank)]
     length = sized_length(feed.loaders[0])
     if all(loader.shard.size > 1 for loader in feed.placed):
+        feed.looks_ahead = not all(is_mapped(loader.loader) for loader in feed.placed)
         return length
     lengths = shard.gather(length)  # all ranks must reach this
     limits = [resolve_limit(n, limit[0], name=limit[1]) for n in lengths]
