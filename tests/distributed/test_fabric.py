@@ -262,7 +262,7 @@ def marked_under_fsdp() -> float:
 
 
 def test_a_marked_method_runs_with_parts_gathered() -> None:
-    expected = float(Net().score(torch.ones(2, 4)))
+    expected = Net().score(torch.ones(2, 4)).item()
     assert run_ranks(marked_under_fsdp, 2) == [pytest.approx(expected, rel=1e-6)] * 2
 
 
