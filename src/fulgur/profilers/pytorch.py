@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -174,7 +175,9 @@ class PyTorchProfiler(Profiler):
     def _step(self) -> None:
         self._has_stepped = False
         if hasattr(self._profiler, "step"):
-            self._profiler.step()
+            with warnings.catch_warnings():  # the report is of the last recording, as it is meant to be
+                warnings.filterwarnings("ignore", message=".*Profiler clears events at the end of each cycle")
+                self._profiler.step()
 
     def summary(self) -> str:
         """The table of operators and ranges. Ends the recording."""

@@ -49,6 +49,14 @@ def test_the_default_schedule_records_three_steps_of_five(tmp_path: Path) -> Non
     assert any(event.get("name") == "aten::linear" for event in events)
 
 
+def test_each_round_of_the_schedule_has_a_trace(tmp_path: Path) -> None:
+    Trainer(profiler=PyTorchProfiler(tmp_path, "ops"), limit_train_batches=6, **(QUIET | {"max_epochs": 2})).fit(
+        BoringModel()
+    )
+    found = [json.loads(path.read_text())["traceEvents"] for path in tmp_path.glob("*.pt.trace.json")]
+    assert [count(events, "[LightningModule]BoringModel.training_step") for events in found] == [3, 3]
+
+
 def test_a_stage_of_fewer_steps_is_recorded_whole(tmp_path: Path) -> None:
     Trainer(profiler=PyTorchProfiler(tmp_path, "ops"), limit_train_batches=4, **QUIET).fit(BoringModel())
     assert count(traces(tmp_path)["fit-ops"], "[LightningModule]BoringModel.training_step") == 4
