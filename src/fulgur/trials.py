@@ -105,6 +105,7 @@ class Trial:
         name: Which loaders it is about: "train", "val", "test" or "predict".
         setup: Optimizers and schedulers.
         feed: The loaders asked for last; None before.
+        bar: The Trainer's progress bar, on the rank that has one; else None.
     """
 
     def __init__(self, trainer: Trainer, call: Call | None = None) -> None:
@@ -113,6 +114,7 @@ class Trial:
         self.name = _NAMES[self.call.fn]
         self.setup = OptimizerSetup(trainer.optimizers, trainer.lr_scheduler_configs)
         self.feed: Feed | None = None
+        self.bar = trainer.progress_bar_callback if trainer.is_global_zero else None
         self._is_agreeing, self._votes = False, cast("Votes | None", None)
         self._generators: list[tuple[Feed, Any]] = []
         self._scope: AbstractContextManager[None] | None = None

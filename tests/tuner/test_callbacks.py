@@ -83,6 +83,21 @@ def test_a_search_at_the_beginning_of_an_epoch_sets_the_rate_from_there_on(make_
     assert rates.seen == [0.1] * 16 + [finder.optimal_lr.suggestion()] * 16
 
 
+def test_a_search_is_one_line_of_the_bar_and_the_run_has_its_own(make_trainer: Any, net: Any, capsys: Any) -> None:
+    trainer = make_trainer(enable_progress_bar=True, callbacks=[LearningRateFinder(num_training_steps=20)])
+    trainer.fit(net(lr=0.01))
+    labels = [line.partition(" | ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert labels[0] == "Finding best initial lr: 20/20"
+    make_trainer(enable_progress_bar=True).fit(net(lr=0.01))
+    assert labels[1:] == [line.partition(" | ")[0] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_search_within_a_run_leaves_the_bar_alone(make_trainer: Any, net: Any, capsys: Any) -> None:
+    finder = AtEpochs((1,), num_training_steps=20)
+    make_trainer(enable_progress_bar=True, callbacks=[finder]).fit(net())
+    assert "Finding" not in capsys.readouterr().out
+
+
 def test_a_schedule_goes_on_from_the_rate_found(make_trainer: Any, net: Any) -> None:
     def configure_optimizers(self: Any) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=self.lr)

@@ -184,6 +184,10 @@ class TimedProgressBar(ProgressBar):
     @abstractmethod
     def _build_display(self) -> Display: ...
 
+    def open_display(self) -> Display | None:
+        """A display for something else than a run's batches; None while these are shown, or nothing is to be."""
+        return self._build_display() if self.is_enabled and self._display is None else None
+
     def disable(self) -> None:
         super().disable()
         self._close()

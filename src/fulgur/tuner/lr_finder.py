@@ -15,6 +15,7 @@ from torch import Tensor
 from fulgur.errors import MisconfigurationException, MissingExtraError
 from fulgur.hooks import Callback
 from fulgur.rank import rank_zero_only
+from fulgur.tuner.shown import Shown, shown
 
 if TYPE_CHECKING:
     from fulgur.module import LightningModule
@@ -125,10 +126,11 @@ class RateSweep(Callback):
         optimizer: Whose rate it is.
         early_stop_threshold: End once the smoothed loss is more than this many times the best one, of which the first
             ten steps are none; None never.
+        bar: Told of each step.
     """
 
-    def __init__(self, finder: LRFinder, optimizer: Any, early_stop_threshold: float | None) -> None:
-        self.finder, self.optimizer, self.threshold = finder, optimizer, early_stop_threshold
+    def __init__(self, finder: LRFinder, optimizer: Any, early_stop_threshold: float | None, bar: Shown) -> None:
+        self.finder, self.optimizer, self.threshold, self.bar = finder, optimizer, early_stop_threshold, bar
         self._sum, self._count = 0.0, 0
         self._mean = 0.0
         self._best = math.inf
@@ -153,6 +155,7 @@ class RateSweep(Callback):
         self._mean = _SMOOTHING * self._mean + (1 - _SMOOTHING) * loss
         smoothed = self._mean / (1 - _SMOOTHING ** len(results["lr"]))
         results["loss"].append(smoothed)
+        self.bar.advance()
         if self._is_off(smoothed):
             trainer.fit_loop.should_stop = True  # on all ranks, for all have the same losses
         if len(results["lr"]) > _UNSETTLED:
@@ -203,7 +206,8 @@ def find_lr(
             f"configure_optimizers of {type(module).__name__} returned {len(optimizers)}. Set their rates by hand."
         )
     finder = LRFinder(mode, min_lr, max_lr, num_training)
-    trial.train(num_training, callback=RateSweep(finder, optimizers[0], early_stop_threshold))
+    with shown(trial.bar, "Finding best initial lr", num_training) as bar:
+        trial.train(num_training, callback=RateSweep(finder, optimizers[0], early_stop_threshold, bar))
     return finder
 
 
