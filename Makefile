@@ -3,8 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BENCH_VENV := .venv-bench
+COMPAT_VENV := .venv-compat
 BIN := $(VENV)/bin
 BENCH_BIN := $(BENCH_VENV)/bin
+COMPAT_BIN := $(COMPAT_VENV)/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test faults check bench compat ray docs format clean
@@ -16,7 +18,7 @@ help:
 	@echo "make check    formatting, lint, types, import layers"
 	@echo "make docs     run every example that the documentation shows"
 	@echo "make bench    measure fulgur against a hand-written loop and its peers"
-	@echo "make compat   exchange checkpoints with Lightning, in both directions"
+	@echo "make compat   exchange checkpoints with Lightning, and train six packages that are written for it"
 	@echo "make ray      install Ray (500 MB), and train in its workers"
 	@echo "make format   format the code in place"
 
@@ -41,7 +43,7 @@ docs: $(VENV)/.installed
 bench: $(BENCH_VENV)/.installed
 	$(BENCH_BIN)/python benchmarks/run.py
 
-compat: $(VENV)/.installed $(BENCH_VENV)/.installed
+compat: $(VENV)/.installed $(BENCH_VENV)/.installed $(COMPAT_VENV)/.installed
 	$(BIN)/python -m pytest --timeout=300 tests/compat
 
 ray: $(VENV)/.ray
@@ -69,4 +71,13 @@ $(BENCH_VENV)/.installed: pyproject.toml constraints.txt constraints-bench.txt
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_BIN)/pip install torch==2.13.0 -c constraints.txt
 	$(BENCH_BIN)/pip install -e '.[cli]' lightning accelerate pytorch-ignite keras -c constraints.txt -c constraints-bench.txt
+	touch $@
+
+COMPAT_PACKAGES := lightning darts pytorch-forecasting optuna 'optuna-integration[pytorch_lightning]' chemprop \
+	'gluonts[torch]' scvi-tools scikit-learn
+
+$(COMPAT_VENV)/.installed: pyproject.toml constraints.txt constraints-compat.txt
+	$(PYTHON) -m venv $(COMPAT_VENV)
+	$(COMPAT_BIN)/pip install torch==2.13.0 -c constraints.txt
+	$(COMPAT_BIN)/pip install -e . $(COMPAT_PACKAGES) -c constraints.txt -c constraints-compat.txt
 	touch $@

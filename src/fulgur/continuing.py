@@ -55,7 +55,10 @@ def resume_loggers(trainer: Trainer, path: str, version: Version | None, *, weig
         weights_only: As for `load_checkpoint`.
     """
     opened = os.path.join(path, META_FILE) if is_sharded(path) else path
-    own = load_checkpoint(opened, map_location="cpu", weights_only=weights_only, mmap=True).get("fulgur", {})
+    content = load_checkpoint(
+        opened, map_location="cpu", weights_only=weights_only, mmap=True, needs_hparams=weights_only is not None
+    )
+    own = content.get("fulgur", {})
     step = own.get("progress", {}).get("log_step", -1)
     positions = own.get("loggers", [])
     if not positions and version is not None:

@@ -240,7 +240,11 @@ class EarlierTrainer:
 
     @property
     def _model(self) -> Any:
-        return self._own._module
+        return self.__dict__.get("_given_model", self._own._module)
+
+    @_model.setter
+    def _model(self, model: Any) -> None:
+        self.__dict__["_given_model"] = model  # some packages keep what they call a model there
 
     @property
     def _accelerator_connector(self) -> AcceleratorView:
@@ -277,7 +281,16 @@ class AcceleratorView:
         self.cluster_environment = getattr(trainer.strategy, "cluster_environment", None)
         self.is_distributed = trainer.world_size > 1
         self.use_distributed_sampler = trainer._settings.use_distributed_sampler
-        self.devices = trainer.num_devices
+        self.devices = self._devices_flag = trainer.num_devices
+        if self.parallel_device_ids and trainer.strategy.root_device.type != "cpu":
+            self._devices_flag = list(self.parallel_device_ids)
+        self._accelerator_flag: Any = _name_of(trainer.accelerator)
+
+
+def _name_of(accelerator: Any) -> Any:
+    """The argument that asks for one of ours; the accelerator itself where it is the user's own."""
+    is_ours = type(accelerator).__module__ == "fulgur.accelerators"
+    return accelerator.name if is_ours else accelerator
 
 
 class CheckpointView:

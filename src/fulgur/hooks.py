@@ -394,7 +394,7 @@ def _earlier(
     found: list[Callable[..., Any]] = []
     for name in names:
         found += earlier_hooks(name, callbacks, trainer, module)
-        if hasattr(module, name):
+        if hasattr(module, name) and _needs_nothing(getattr(module, name)):
             found.append(getattr(module, name))
     return [_ignoring_arguments(hook) for hook in found]
 
@@ -402,6 +402,15 @@ def _earlier(
 def earlier_hooks(name: str, callbacks: Iterable[Callback], *args: Any) -> list[Callable[[], Any]]:
     """The hook `name` of 1.x of each callback that has it, with its arguments bound."""
     return [partial(getattr(callback, name), *args) for callback in callbacks if hasattr(callback, name)]
+
+
+def _needs_nothing(method: Callable[..., Any]) -> bool:
+    """Whether it can be called as a hook of 1.x is; else it is a method of the program's own under that name."""
+    try:
+        inspect.signature(method).bind()
+    except TypeError:
+        return False
+    return True
 
 
 def _ignoring_arguments(hook: Callable[..., Any]) -> Callable[..., Any]:

@@ -464,6 +464,7 @@ def _check_sources(trainer: Trainer, call: Call) -> None:
     module = trainer.lightning_module
     if find_source(trainer, call, "train") is None:
         raise MisconfigurationException(missing_loader(trainer, "train"))
+    trainer._val_loop.source = find_source(trainer, call, "val")
     if overrides(module, "validation_step", LightningModule):
         return
     nearest = nearest_own(module, "validation_step", LightningModule)

@@ -8,12 +8,10 @@ from __future__ import annotations
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any
-
-from fulgur.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -204,22 +202,23 @@ class RichDisplay(Display):
 
 
 class TQDMDisplay(Display):
-    """Bars drawn by tqdm, on stderr."""
+    """Bars drawn by tqdm.
+
+    Args:
+        build_bar: Makes the bar of a task.
+        position: Row of the first bar.
+        interval_s: Time between two drawings, at least.
+        keeps_epochs: Whether each finished epoch stays to be seen.
+    """
 
     is_live = True
 
-    def __init__(self, position: int, interval_s: float, keeps_epochs: bool) -> None:
-        try:
-            from tqdm import tqdm
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("TQDMProgressBar", "tqdm", "tqdm") from error
-
-        class ThreadlessTqdm(tqdm):  # type: ignore[type-arg,misc,unused-ignore]
-            monitor_interval = 0
-
+    def __init__(
+        self, build_bar: Callable[[Task], Any], *, position: int, interval_s: float, keeps_epochs: bool
+    ) -> None:
         self.interval_s = interval_s
         self.keeps_epochs = keeps_epochs
-        self._tqdm = ThreadlessTqdm
+        self._build_bar = build_bar
         self._position = position
         self._bars: dict[Task, Any] = {}
 
@@ -241,7 +240,9 @@ class TQDMDisplay(Display):
         bar.close()
 
     def print(self, text: str) -> None:
-        self._tqdm.write(text, file=sys.stdout)
+        from fulgur.callbacks.tqdm_bar import Tqdm
+
+        Tqdm.write(text, file=sys.stdout)
 
     def close(self) -> None:
         for bar in self._bars.values():
@@ -250,10 +251,12 @@ class TQDMDisplay(Display):
         self._bars.clear()
 
     def _build(self, task: Task, row: int, leave: bool) -> Any:
-        total = None if math.isinf(task.total) else task.total
-        return self._tqdm(
-            total=total, desc=task.label, position=self._position + row, leave=leave, dynamic_ncols=True, delay=0
-        )
+        bar = self._build_bar(task)
+        bar.total = None if math.isinf(task.total) else task.total
+        bar.leave = leave
+        if not bar.disable:
+            bar.pos = -(self._position + row)
+        return bar
 
     def _show(self, bar: Any, task: Task) -> None:
         bar.n = task.done

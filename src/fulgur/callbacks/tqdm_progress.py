@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import TYPE_CHECKING
 
-from fulgur.callbacks.displays import REDRAW_S, Display, TQDMDisplay
+from fulgur.callbacks.displays import REDRAW_S, Display, Task, TQDMDisplay
 from fulgur.callbacks.progress import TimedProgressBar
 from fulgur.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from fulgur.callbacks.tqdm_bar import Tqdm
 
 
 class TQDMProgressBar(TimedProgressBar):
@@ -32,5 +36,44 @@ class TQDMProgressBar(TimedProgressBar):
         if refresh_rate == 0:
             self.disable()
 
+    def init_train_tqdm(self) -> Tqdm:
+        """Make the bar of a training epoch. Override it, or one of the following, for another look or ``disable=True``."""
+        return self._build_bar(self.train_description)
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """Make the bar of a validation."""
+        return self._build_bar(self.validation_description)
+
+    def init_sanity_tqdm(self) -> Tqdm:
+        """Make the bar of the validation before training."""
+        return self._build_bar(self.sanity_check_description)
+
+    def init_test_tqdm(self) -> Tqdm:
+        """Make the bar of a test."""
+        return self._build_bar(self.test_description)
+
+    def init_predict_tqdm(self) -> Tqdm:
+        """Make the bar of a prediction."""
+        return self._build_bar(self.predict_description)
+
+    def _build_bar(self, description: str) -> Tqdm:
+        from fulgur.callbacks.tqdm_bar import Tqdm
+
+        bar = Tqdm(desc=description, dynamic_ncols=True, delay=REDRAW_S)  # not shown before its length is known
+        bar.delay = 0
+        return bar
+
+    def _build_bar_of(self, task: Task) -> Tqdm:
+        if task is self._train_task:
+            return self.init_train_tqdm()
+        others = {
+            self.sanity_check_description: self.init_sanity_tqdm,
+            self.test_description: self.init_test_tqdm,
+            self.predict_description: self.init_predict_tqdm,
+        }
+        return others.get(task.label.partition(" DataLoader")[0], self.init_validation_tqdm)()
+
     def _build_display(self) -> Display:
-        return TQDMDisplay(self.process_position, REDRAW_S, self.leave)
+        return TQDMDisplay(
+            self._build_bar_of, position=self.process_position, interval_s=REDRAW_S, keeps_epochs=self.leave
+        )

@@ -103,7 +103,11 @@ class TorchCheckpointIO(CheckpointIO):
         self, path: str | os.PathLike[str], map_location: MapLocation = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         return load_checkpoint(
-            path, map_location=map_location, weights_only=weights_only, storage_options=self.storage_options
+            path,
+            map_location=map_location,
+            weights_only=weights_only,
+            storage_options=self.storage_options,
+            needs_hparams=weights_only is not None,
         )
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:

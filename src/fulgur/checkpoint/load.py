@@ -31,6 +31,7 @@ def load_checkpoint(
     weights_only: bool | None = None,
     storage_options: dict[str, Any] | None = None,
     mmap: bool = False,
+    needs_hparams: bool = True,
 ) -> dict[str, Any]:
     """Read the checkpoint at `path`, once it has been verified that no byte of it has changed.
 
@@ -45,6 +46,8 @@ def load_checkpoint(
         storage_options: Arguments for the fsspec filesystem of a URL.
         mmap: Leave the tensors of a local file on the disk; each is read when it is used, and its bytes are not
             verified. Files in torch's format of before 1.6 are read whole.
+        needs_hparams: False opens files whose hyperparameters hold objects too, without making them: those are left
+            out.
 
     Raises:
         FileNotFoundError: There is nothing at `path`; the message lists the checkpoints beside it.
@@ -71,20 +74,26 @@ def load_checkpoint(
     try:
         with open_verified(location, storage_options=storage_options, reads_all=not mmap) as file:
             mapped = local_path(location) if mmap and is_archive(file) and not is_remote(location) else None
-            return _unpickle(file, location, map_location, safe, mapped=mapped)
+            return _unpickle(file, location, map_location, safe, mapped=mapped, needs_hparams=needs_hparams)
     except OSError as error:
         raise _unreadable(location, error) from error
 
 
 def _unpickle(
-    file: IO[bytes], location: str, map_location: MapLocation, safe: bool, *, mapped: str | None = None
+    file: IO[bytes],
+    location: str,
+    map_location: MapLocation,
+    safe: bool,
+    *,
+    mapped: str | None = None,
+    needs_hparams: bool = True,
 ) -> dict[str, Any]:
     source: Any = file if mapped is None else mapped
     try:
         if not safe:
             content = torch.load(source, map_location=map_location, weights_only=False, mmap=mapped is not None)
         else:
-            content = _load_plain(source, file, map_location, is_mapped=mapped is not None)
+            content = _load_plain(source, file, map_location, is_mapped=mapped is not None, needs_hparams=needs_hparams)
     except pickle.UnpicklingError as error:
         wanted = _find_wanted(file, error) if safe else []
         raise (_refused(location, wanted) if wanted else _unreadable(location, error)) from error
@@ -97,7 +106,9 @@ def _unpickle(
     return content
 
 
-def _load_plain(source: Any, file: IO[bytes], map_location: MapLocation, *, is_mapped: bool) -> Any:
+def _load_plain(
+    source: Any, file: IO[bytes], map_location: MapLocation, *, is_mapped: bool, needs_hparams: bool
+) -> Any:
     """Load tensors, builtin containers and what `allowed` lists; nothing of the file runs."""
     load = partial(torch.load, source, map_location=map_location, weights_only=True, mmap=is_mapped)
     try:
@@ -106,10 +117,26 @@ def _load_plain(source: Any, file: IO[bytes], map_location: MapLocation, *, is_m
     except pickle.UnpicklingError as error:
         wanted = _find_wanted(file, error)
         if not are_callbacks(wanted):
-            raise
+            content = None if needs_hparams else _load_without_objects(file, wanted, load)
+            if content is None:
+                raise
+            return content
         file.seek(0)
         with allow(wanted):
             return load()
+
+
+def _load_without_objects(file: IO[bytes], wanted: list[str], load: Callable[[], Any]) -> Any:
+    """The content without the hyperparameters that want more than plain data; None if other parts want it too."""
+    from fulgur.checkpoint.objects import open_without
+
+    file.seek(0)
+    callbacks = [name for name in wanted if are_callbacks([name])]
+    with allow(callbacks):
+        try:
+            return open_without([name for name in wanted if name not in callbacks], load)
+        except pickle.UnpicklingError:
+            return None
 
 
 def require_weights(checkpoint: dict[str, Any], location: object) -> None:

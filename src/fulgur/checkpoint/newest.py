@@ -85,7 +85,7 @@ def _look_at(path: str) -> Iterator[_Candidate]:
         if verdict.seal is not None:
             yield _candidate(path, verdict.seal.global_step, verdict.seal.batches_total, verdict.seal.is_full)
             return
-        content = describe(load_checkpoint(path, map_location="meta", mmap=True))
+        content = describe(load_checkpoint(path, map_location="meta", mmap=True, needs_hparams=False))
         yield _candidate(path, content.get("global_step"), content.get("batches_total"), content["is_full"])
     except (CheckpointError, OSError) as error:
         _tell(path, f"cannot be read: {error}")

@@ -176,15 +176,27 @@ def _add_hparams(checkpoint: dict[str, Any], owner: Any) -> None:
 
 
 def storable_hparams(owner: Any) -> tuple[dict[str, Any], list[str]]:
-    """Hyperparameters of a module or datamodule in plain form, and the names of those that have none."""
+    """Hyperparameters of a module or datamodule in plain form, and the names of those that cannot be stored.
+
+    In a program of Lightning those that have no plain form are stored as they are, if they can be pickled.
+    """
     stored: dict[str, Any] = {}
     refused: list[str] = []
     for name, value in dict(owner.hparams).items():
         try:
             stored[name] = to_plain(value, where=f"hyperparameter {name!r}")
         except CheckpointError:
-            refused.append(name)
+            if _is_kept(value):
+                stored[name] = value
+            else:
+                refused.append(name)
     return stored, refused
+
+
+def _is_kept(value: Any) -> bool:
+    from fulgur.checkpoint import objects
+
+    return objects.are_kept() and objects.can_be_kept(value)
 
 
 def warn_of_refused_hparams(owner: Any) -> None:

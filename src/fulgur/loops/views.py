@@ -6,6 +6,7 @@ Everything here is worked out from the counters when it is asked for; the loops 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -141,6 +142,23 @@ class EpochLoopView:
         return accumulate > 1 and (self.batch_idx + 1) % accumulate != 0 and not last.is_last_batch
 
 
+class SourceView:
+    """``loop._data_source``: where the loaders of a loop come from.
+
+    Attributes:
+        instance: What gives them: a datamodule or module by its hook, or the loaders themselves. None for nothing.
+    """
+
+    def __init__(self, source: tuple[str, Any] | None) -> None:
+        give: Callable[[], Any] | None = None if source is None else source[1]
+        owner = getattr(give, "__self__", None)
+        self.instance: Any = give() if give is not None and owner is None else owner
+
+    def is_defined(self) -> bool:
+        """Whether there are any."""
+        return self.instance is not None
+
+
 class FitLoopView:
     """What `FitLoop` shows of itself beyond what it works with."""
 
@@ -234,6 +252,12 @@ class EvaluationLoopView:
     current: tuple[int, int]
     verbose: bool = True
     restarting: bool = False
+    source: tuple[str, Any] | None = None
+    """Where the loaders of the call come from, in words, and what gives them; set by the Trainer."""
+
+    @property
+    def _data_source(self) -> SourceView:
+        return SourceView(self.source)
 
     @property
     def num_dataloaders(self) -> int:
