@@ -280,6 +280,13 @@ def test_a_logger_is_named_by_its_class() -> None:
     assert one.trainer.logger.root_dir == "logs/n"
 
 
+def test_an_object_can_be_a_default_of_the_trainer() -> None:
+    logger = CSVLogger("own")
+    defaults = {**QUIET, "logger": logger}
+    assert made(trainer_defaults=defaults).trainer.logger is logger
+    assert made("--trainer.logger=false", trainer_defaults=defaults).trainer.logger is None
+
+
 def test_several_loggers() -> None:
     item = {"class_path": "fulgur.loggers.CSVLogger", "init_args": {"save_dir": "a"}}
     assert len(made(f"--trainer.logger={json.dumps([item, item])}").trainer.loggers) == 2

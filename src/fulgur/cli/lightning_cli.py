@@ -71,7 +71,8 @@ class LightningCLI:
         save_config_callback: Saves the configuration beside the logs; None saves nothing.
         save_config_kwargs: Arguments of `save_config_callback`.
         trainer_class: The Trainer's class, or a function that returns one.
-        trainer_defaults: Arguments of the Trainer that are not its own defaults. Callbacks may be objects.
+        trainer_defaults: Arguments of the Trainer that are not its own defaults. Callbacks, loggers and the like may be
+            objects; those are not in the saved configuration.
         seed_everything_default: Default of ``--seed_everything``: a seed, True, or False.
         parser_kwargs: Arguments of the parser; under the name of a subcommand, those of its parser.
         parser_class: Class of the parser.
@@ -133,6 +134,7 @@ class LightningCLI:
         self.subclass_mode_data = datamodule_class is None or subclass_mode_data
         self._keeps_arguments = load_from_checkpoint_support
         self._runs = run
+        self._trainer_objects: dict[str, Any] = {}
         self._subcommand_parsers: dict[str, LightningArgumentParser] = {}
         self._subcommand_arguments: dict[str, list[str]] = {}
         self._take_older_arguments(kwargs)
@@ -186,7 +188,13 @@ class LightningCLI:
         """Add the arguments of the Trainer, with `trainer_defaults`."""
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.add_older_trainer_arguments(self.trainer_class)
-        parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
+        for name, value in self.trainer_defaults.items():
+            if name == "callbacks":
+                continue
+            try:
+                parser.set_defaults({f"trainer.{name}": value})
+            except ValueError:  # an object: it has no form that a file could hold
+                self._trainer_objects[name] = value
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Override to add arguments, defaults and links of your own; called for each subcommand's parser."""
@@ -364,6 +372,9 @@ class LightningCLI:
             config["callbacks"].append(
                 self.save_config_callback(self._parser(self.subcommand), self._own_config, **self.save_config_kwargs)
             )
+        for name, value in self._trainer_objects.items():
+            if name not in self._own_config["trainer"] or self._own_config["trainer"][name] is None:
+                config[name] = value
         parameters = inspect.signature(self.trainer_class).parameters
         return self.trainer_class(**{k: v for k, v in config.items() if not _is_default(v, parameters.get(k))})
 

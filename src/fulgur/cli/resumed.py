@@ -38,7 +38,7 @@ def find_path(args: Any) -> str | None:
         return next((s["ckpt_path"] for s in sections if isinstance(s.get("ckpt_path"), str)), None)
     words = sys.argv[1:] if args is None else list(args)
     found = None
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for word, following in zip(words, [*words[1:], None], strict=False):
         if word.startswith("--ckpt_path="):
             found = word.partition("=")[2]
         elif word == "--ckpt_path":
