@@ -62,7 +62,7 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
     ]
     __jit_ignored_attributes__: ClassVar[list[str]] = [
         *__jit_unused_properties__,
-        *("_trainer", "_metric_log", "_fabric", "compiler", "prepare_data_per_node"),
+        *("_trainer", "_metric_log", "_fabric", "_fabric_optimizers", "compiler", "prepare_data_per_node"),
         "allow_zero_length_dataloader_with_multiple_devices",
     ]
 
