@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from fulgur.callbacks import GradientMonitor
 from fulgur.errors import MisconfigurationException, MissingExtraError
 from fulgur.loggers import WandbLogger
 from fulgur.rank import rank_zero_only
@@ -181,6 +182,12 @@ def test_watched_gradients_are_there(tmp_path: Path, fit: Any) -> None:
     logger.unwatch(model)
     print(rows(records(tmp_path)))
     assert any("gradients/layer.weight" in row for row in rows(records(tmp_path)))
+
+
+def test_histograms_of_gradients_are_there(tmp_path: Path, fit: Any) -> None:
+    fit(WandbLogger(save_dir=tmp_path, offline=True), callbacks=[GradientMonitor(histograms=True)])
+    found = [row["grad/layer"] for row in rows(records(tmp_path)) if "grad/layer" in row]
+    assert [sum(histogram["values"]) for histogram in found] == [66.0] * 3
 
 
 def artifacts(found: list[Any]) -> list[Any]:
