@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,37 @@ def test_spread_model_gives_the_numbers_of_one_process(data: int, tensor: int) -
     expected = run_ranks(fit_spread, 1, 1, 1)[0]
     for found in run_ranks(fit_spread, data * tensor, data, tensor):
         assert largest_difference(found, expected) < 1e-12
+
+
+def fit_counting(data: int, tensor: int) -> dict[str, float]:
+    import torchmetrics
+
+    class Counting(Spread if size() > 1 else Net):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.n_samples, self.rows = torchmetrics.SumMetric(), torchmetrics.CatMetric()
+
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            self.n_samples.update(float(len(batch[0])))
+            self.rows.update(batch[0].sum(1))
+            self.log("n", self.n_samples)
+
+        def on_validation_epoch_end(self) -> None:
+            self.log("rows", float(len(self.rows.compute())))
+            self.rows.reset()
+
+    strategy = ModelParallelStrategy(data_parallel_size=data, tensor_parallel_size=tensor) if size() > 1 else "auto"
+    net = build(Counting)
+    run = trainer(strategy, max_epochs=1)
+    run.fit(net, loader(data), loader(data, n_samples=11))
+    copy.deepcopy(net.n_samples)
+    return {name: float(run.callback_metrics[name]) for name in ("n", "rows")}
+
+
+@pytest.mark.world_size(4)
+def test_metric_objects_count_a_sample_once_however_many_processes_share_a_layer() -> None:
+    assert run_ranks(fit_counting, 1, 1, 1) == [{"n": 11.0, "rows": 11.0}]
+    assert run_ranks(fit_counting, 4, 2, 2) == [{"n": 11.0, "rows": 11.0}] * 4
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fulgur.errors import MisconfigurationException
 from fulgur.mesh import DATA_PARALLEL, build_mesh, resolve_parallel_sizes
@@ -154,6 +156,8 @@ class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
         materialize(module, self.root_device, draws_on=self.root_device)
         place_without_parameters(module, self.root_device)
         _place_rest(module, self.root_device)
+        if len(self.data_leaders) < self.world_size:
+            _count_data_once(module, OverData(tuple(self.data_leaders)))
 
     def _check_parameters(self, module: nn.Module) -> None:
         """Gradients are averaged over data by FSDP only: parameters it does not know of would drift apart."""
@@ -248,3 +252,30 @@ def _place_rest(module: nn.Module, device: torch.device) -> None:
         for tensor in (*inner.parameters(recurse=False), *inner.buffers(recurse=False)):
             if not isinstance(tensor, DTensor) and tensor.device != device:
                 tensor.data = tensor.data.to(device)
+
+
+@dataclass(frozen=True)
+class OverData:
+    """Gathers the states of a torchmetrics metric from one process of each group that sees the same data.
+
+    Attributes:
+        leaders: Global ranks of those processes.
+    """
+
+    leaders: tuple[int, ...]
+
+    def __call__(self, state: Tensor, group: Any = None) -> list[Tensor]:
+        from torchmetrics.utilities.distributed import gather_all_tensors
+
+        gathered = gather_all_tensors(state, group)  # all ranks must reach this
+        return [gathered[rank] for rank in self.leaders]
+
+
+def _count_data_once(module: nn.Module, gather: OverData) -> None:
+    """Metrics that nobody told whom to gather from would count a sample once for each process that has seen it."""
+    torchmetrics = sys.modules.get("torchmetrics")
+    if torchmetrics is None:
+        return
+    for metric in module.modules():
+        if isinstance(metric, torchmetrics.Metric) and metric.process_group is None and metric.dist_sync_fn is None:
+            metric.dist_sync_fn = gather
