@@ -24,7 +24,6 @@ Bad values are a plain `ValueError` or `TypeError` wherever that says it all.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -119,5 +118,7 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
         >>> nearest_name("max_epoch", ["max_epochs", "max_steps"])
         " Did you mean 'max_epochs'?"
     """
+    import difflib  # takes longer than this whole module
+
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {matches[0]!r}?" if matches else ""

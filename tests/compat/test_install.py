@@ -53,7 +53,7 @@ def test_install_imports_a_handful_of_small_modules() -> None:
         "fulgur.errors",
         "fulgur.rank",
     ]
-    assert {"torch", "multiprocessing", "ast", "inspect", "importlib.metadata"}.isdisjoint(loaded)
+    assert {"torch", "multiprocessing", "ast", "difflib", "inspect", "importlib.metadata"}.isdisjoint(loaded)
 
 
 def test_installing_says_nothing() -> None:

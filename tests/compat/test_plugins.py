@@ -181,3 +181,68 @@ def test_a_strategy_that_is_registered_goes_by_its_name() -> None:
         assert type(train(strategy="of_this_test").strategy) is kind
     finally:
         StrategyRegistry.remove("of_this_test")
+
+
+# ------------------------------------------------------------------- precision, environment, accelerator, layer sync
+
+
+def test_a_precision_that_overrides_one_of_ours_is_used() -> None:
+    from lightning.pytorch.plugins import MixedPrecision
+
+    class Counting(MixedPrecision):
+        n_contexts = 0
+
+        def step_context(self) -> Any:
+            self.n_contexts += 1
+            return super().step_context()
+
+    plugin = Counting("bf16-mixed", "cpu")
+    trainer = train(plugins=[plugin])
+    assert trainer.precision_plugin is plugin
+    assert trainer.precision == "bf16-mixed"
+    assert plugin.n_contexts > 0
+
+
+def test_a_cluster_environment_of_the_users_own_tells_the_rank() -> None:
+    from lightning.pytorch.plugins.environments import ClusterEnvironment
+
+    class Alone(ClusterEnvironment):
+        creates_processes_externally = True
+        main_address = "127.0.0.1"
+        main_port = 0
+
+        @staticmethod
+        def detect() -> bool:
+            return False
+
+        def world_size(self) -> int:
+            return 1
+
+        def set_world_size(self, size: int) -> None:
+            pass
+
+        def global_rank(self) -> int:
+            return 0
+
+        def set_global_rank(self, rank: int) -> None:
+            pass
+
+        def local_rank(self) -> int:
+            return 0
+
+        def node_rank(self) -> int:
+            return 0
+
+    environment = Alone()
+    assert train(plugins=[environment]).global_step == 2
+
+
+def test_an_accelerator_written_with_properties_of_a_class_goes_by_its_registered_name() -> None:
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
+    kind = type(make_accelerator()["accelerator"])
+    AcceleratorRegistry.register("board_of_this_test", kind, description="a board")
+    try:
+        assert type(train(accelerator="board_of_this_test", devices=1).accelerator) is kind
+    finally:
+        AcceleratorRegistry.remove("board_of_this_test")

@@ -445,6 +445,22 @@ def test_batch_hooks_that_require_a_dataloader_idx_get_zero(build: Any, tape: An
     ]
 
 
+def test_a_method_of_the_programs_own_under_the_name_of_an_old_hook_is_left_alone(
+    build: Any, tape: Any, kit: Any
+) -> None:
+    class Module(kit.Plain):
+        def on_epoch_end(self, outputs: list[Any]) -> None:
+            tape.add("on_epoch_end", outputs)
+
+        def on_epoch_start(self) -> None:
+            tape.add("on_epoch_start", None)
+
+    build().fit(Module(tape))
+    called = {event for event, _, _ in tape.calls}
+    assert "on_epoch_start" in called
+    assert "on_epoch_end" not in called
+
+
 def test_callbacks_hear_of_the_trainers_construction_and_of_ctrl_c(build: Any, tape: Any, kit: Any) -> None:
     class Callback(fulgur.Callback):
         def on_init_start(self, trainer: Any) -> None:

@@ -1,7 +1,7 @@
-"""Objects of a program among the hyperparameters in a file: kept for programs of Lightning, never made by a safe reader.
+"""Objects of a program among the hyperparameters in a file: kept for programs of Lightning, never made by a reader.
 
-Plain fulgur leaves them out (docs/decisions/0007). A file that has them is resumed from all the same: nobody asks it for
-hyperparameters then, and what stands for an object while the file is opened runs nothing.
+Plain fulgur leaves them out (docs/decisions/0007). A file that has them is resumed from all the same: nobody asks it
+for hyperparameters then, and what stands for an object while the file is opened runs nothing.
 """
 
 from __future__ import annotations

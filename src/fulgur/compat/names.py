@@ -7,7 +7,6 @@ The layouts of 1.x and 2.x are one tree, for they contradict each other nowhere.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from functools import cache
 
 _S = "fulgur.compat.standins"
@@ -466,6 +465,8 @@ def explain_missing(module: str, name: str) -> str:
 
 
 def _nearest(module: str, name: str) -> str:
+    from difflib import get_close_matches
+
     elsewhere = [path for path in TABLE if name in homes_in(path)]
     if elsewhere:
         return f" There is {min(elsewhere, key=len)}.{name}."
