@@ -37,7 +37,7 @@ class TQDMProgressBar(TimedProgressBar):
             self.disable()
 
     def init_train_tqdm(self) -> Tqdm:
-        """Make the bar of a training epoch. Override it, or one of the following, for another look or ``disable=True``."""
+        """Make the bar of a training epoch. Override it, or one of the following, for another look or none."""
         return self._build_bar(self.train_description)
 
     def init_validation_tqdm(self) -> Tqdm:
@@ -68,10 +68,12 @@ class TQDMProgressBar(TimedProgressBar):
             return self.init_train_tqdm()
         others = {
             self.sanity_check_description: self.init_sanity_tqdm,
+            self.validation_description: self.init_validation_tqdm,
             self.test_description: self.init_test_tqdm,
             self.predict_description: self.init_predict_tqdm,
         }
-        return others.get(task.label.partition(" DataLoader")[0], self.init_validation_tqdm)()
+        build = others.get(task.label.partition(" DataLoader")[0])
+        return self._build_bar(task.label) if build is None else build()  # a search of the tuner is no run
 
     def _build_display(self) -> Display:
         return TQDMDisplay(
