@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,12 @@ WITH_BOTH = (
     "kfold",
     "fabric_loop",
     "command_line",
+    "swa",
+    "dqn",
+    "ddp",
 )
+ALONE = ("ddp",)
+"""Programs that start further ranks, each with the whole command line."""
 
 
 def run(*words: str | Path, python: Path | str = sys.executable, code: int = 0, folder: Path | None = None) -> str:
@@ -156,21 +162,30 @@ def test_pytest_collects_tests_written_for_it(tmp_path: Path) -> None:
 
 
 PROGRAM = Path(__file__).with_name("run_examples.py")
-FILES = [EXAMPLES / f"{name}.py" for name in WITH_BOTH]
+FILES = [EXAMPLES / f"{name}.py" for name in WITH_BOTH if name not in ALONE]
 
 
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the examples print on fulgur, by name."""
     folder = tmp_path_factory.mktemp("fulgur")
-    return json.loads(run_program(PROGRAM, *FILES, folder=folder).splitlines()[-1])
+    return last_line(run_program(PROGRAM, *FILES, folder=folder)) | {
+        name: last_line(run_program(EXAMPLES / f"{name}.py", folder=folder)) for name in ALONE
+    }
 
 
 @pytest.fixture(scope="module")
 def numbers_of_lightning(lightning_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What they print on Lightning."""
     folder = tmp_path_factory.mktemp("lightning")
-    return json.loads(run("-W", "ignore", PROGRAM, *FILES, python=lightning_python, folder=folder).splitlines()[-1])
+    run_there = partial(run, "-W", "ignore", python=lightning_python, folder=folder)
+    return last_line(run_there(PROGRAM, *FILES)) | {
+        name: last_line(run_there(EXAMPLES / f"{name}.py")) for name in ALONE
+    }
+
+
+def last_line(printed: str) -> Any:
+    return json.loads(printed.splitlines()[-1])
 
 
 def test_every_example_is_run() -> None:
