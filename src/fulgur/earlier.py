@@ -281,7 +281,8 @@ class AcceleratorView:
         self.cluster_environment = getattr(trainer.strategy, "cluster_environment", None)
         self.is_distributed = trainer.world_size > 1
         self.use_distributed_sampler = trainer._settings.use_distributed_sampler
-        self.devices = self._devices_flag = trainer.num_devices
+        self.devices = trainer.num_devices
+        self._devices_flag: int | list[int] = self.devices
         if self.parallel_device_ids and trainer.strategy.root_device.type != "cpu":
             self._devices_flag = list(self.parallel_device_ids)
         self._accelerator_flag: Any = _name_of(trainer.accelerator)

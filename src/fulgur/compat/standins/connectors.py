@@ -26,7 +26,7 @@ class _AcceleratorConnector(AcceleratorView):
     def __init__(self, devices: Any = "auto", num_nodes: int = 1, accelerator: Any = "auto", **arguments: Any) -> None:
         from fulgur.trainer import Trainer
 
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         super().__init__(
             Trainer(
                 devices=devices,
