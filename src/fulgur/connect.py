@@ -68,6 +68,12 @@ def connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> Non
         reads_epoch_outputs=any(takes_outputs(owner, "on_train_epoch_end") for owner in (*trainer.callbacks, module)),
         listens_to_zero_grad=listens,
     )
+    trainer.strategy.adapt_plan(
+        loop.plan,
+        clip_val=trainer.gradient_clip_val,
+        clip_algorithm=trainer.gradient_clip_algorithm,
+        accumulate=trainer.accumulate_grad_batches,
+    )
     if is_profiled(trainer):
         _profile_training(trainer)
     if trainer.strategy.is_distributed:

@@ -125,10 +125,16 @@ def verify_sharded(path: str | os.PathLike[str], *, reads_all: bool = True, shar
     if not isinstance(files, Mapping):
         return Verdict("foreign", f"is no sharded checkpoint: its {META_FILE} names no files")
     for name, (size, crc) in list(files.items())[share]:
-        flaw = _find_flaw(_inside(path, os.path.basename(name)), size, crc if reads_all else None)
+        flaw = _find_flaw(_inside(path, _kept_within(name)), size, crc if reads_all else None)
         if flaw is not None:
             return Verdict("truncated" if "missing" in flaw else "damaged", f"is damaged: {name} {flaw}")
     return Verdict("good", "is whole", meta.seal)
+
+
+def _kept_within(name: str) -> str:
+    """`name` as a path that does not lead out of the directory."""
+    is_within = not os.path.isabs(name) and ".." not in pathlib.PurePosixPath(name).parts
+    return name if is_within else os.path.basename(name)
 
 
 def _find_flaw(location: str, size: int, crc: int | None) -> str | None:
@@ -177,6 +183,9 @@ def load_sharded(
         if not verdict.is_usable:
             raise CheckpointError(f"{os.fspath(path)!r} {verdict.reason}. Use another checkpoint.")
     plain = load_meta(path, weights_only=weights_only)
+    if "deepspeed" in plain.get(SHARDS_KEY, {}):
+        device = "meta" if shapes_only else map_location
+        return _load_of_engine(plain, path, trusts=weights_only is False, device=device)
     index = load_index(path)
     targets = {}
     for key in keys_of(plain):
@@ -190,6 +199,16 @@ def load_sharded(
     if device is not None and layout is None and torch.device(device).type != "cpu":
         targets = {key: tensor.to(device) for key, tensor in targets.items()}
     return put_shards(plain, targets)
+
+
+def _load_of_engine(plain: dict[str, Any], path: Any, *, trusts: bool, device: Any) -> dict[str, Any]:
+    """The checkpoint of DeepSpeed's engine, with whole weights; its optimizer states are of use to the engine only."""
+    from fulgur.checkpoint.engine_files import read_engine_weights
+
+    weights = read_engine_weights(path, trusts=trusts)
+    if isinstance(device, (str, torch.device)):
+        weights = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in weights.items()}
+    return {**{key: value for key, value in plain.items() if key != SHARDS_KEY}, "state_dict": weights}
 
 
 def _target(

@@ -1,6 +1,6 @@
 """Writing a sharded checkpoint: each rank its part, and the directory appears whole or not at all.
 
-Reading order: `save_sharded` -> `_begin` (rank 0 makes a temporary directory) -> `_plan` (who writes what, the one
+Reading order: `save_sharded` -> `begin_directory` (rank 0 makes a temporary one) -> `_plan` (who writes what, the one
 exchange between ranks that needs all of them at once) -> `_write_part` -> `_commit` (rank 0: index, `meta.pt`, rename).
 In the background the last two happen in threads, which speak through the store of the process group.
 """
@@ -104,7 +104,7 @@ def save_sharded(
         ValueError: `path` is a URL.
         IsADirectoryError: There is a directory at `path` that is no checkpoint.
     """
-    target = _checked_target(path)
+    target = checked_target(path)
     failure: Exception | None = None
     if ranks.global_rank == 0 and background is not None:
         try:
@@ -113,7 +113,7 @@ def save_sharded(
             failure = error
     temporary = None
     if ranks.global_rank == 0 and failure is None:
-        temporary, failure = _begin(target)
+        temporary, failure = begin_directory(target)
     name, failure = ranks.broadcast((str(temporary.path) if temporary else "", failure))  # all ranks must reach this
     if failure is not None:
         raise failure
@@ -131,7 +131,13 @@ def save_sharded(
         background.begin({"plain": plain if ranks.global_rank == 0 else {}, "locals": locals_}, write, os.fspath(path))
 
 
-def _checked_target(path: str | os.PathLike[str]) -> Path:
+def checked_target(path: str | os.PathLike[str]) -> Path:
+    """`path` as a local one that may be written.
+
+    Raises:
+        ValueError: `path` is a URL.
+        IsADirectoryError: There is a directory that is no checkpoint.
+    """
     if is_remote(path):
         raise ValueError(
             f"{os.fspath(path)!r} is a URL, and sharded checkpoints are written to disks that all ranks share. Use a "
@@ -152,7 +158,7 @@ def _local_part(tensor: Any) -> Tensor:
 
 
 @dataclass(slots=True)
-class _Temporary:
+class TemporaryDirectory:
     """The directory that is being written, and the lock that says so."""
 
     path: Path
@@ -163,7 +169,8 @@ class _Temporary:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _begin(target: Path) -> tuple[_Temporary | None, CheckpointError | None]:
+def begin_directory(target: Path) -> tuple[TemporaryDirectory | None, CheckpointError | None]:
+    """Make the directory that is renamed to `target` when it is complete; or say why there is none."""
     try:
         make_directory(target.parent)
         remove_leftovers(target.parent)
@@ -171,23 +178,33 @@ def _begin(target: Path) -> tuple[_Temporary | None, CheckpointError | None]:
         path.mkdir()
         lock = open(path / LOCK_FILE, "xb")  # noqa: SIM115  held until the directory has its name
         mark_as_written(lock)
-        return _Temporary(path, lock), None
+        return TemporaryDirectory(path, lock), None
     except OSError as error:
-        return None, _failed(target, str(error))
+        return None, failed_write(target, str(error))
 
 
-def _failed(target: Path, why: str) -> CheckpointError:
+def failed_write(target: Path, why: str) -> CheckpointError:
+    """The error for a checkpoint that could not be written."""
     return CheckpointError(f"The checkpoint {str(target)!r} could not be written: {why}. Earlier ones are untouched.")
 
 
-def _commit(plan: _Plan, plain: dict[str, Any], target: Path, temporary: _Temporary, parts: list[_Part]) -> None:
+def _commit(
+    plan: _Plan, plain: dict[str, Any], target: Path, temporary: TemporaryDirectory, parts: list[_Part]
+) -> None:
     """Complete the temporary directory and give it its name. On rank 0."""
     failures = [f"rank {rank}: {part.failure}" for rank, part in enumerate(parts) if part.failure]
     if failures:
         raise OSError("; ".join(failures))
     plan.writer.finish(plan.metadata, [part.results for part in parts])
     files = {name: entry for part in parts for name, entry in part.files.items()}
-    files[INDEX_FILE] = _measure(temporary.path / INDEX_FILE)
+    files[INDEX_FILE] = measure_file(temporary.path / INDEX_FILE)
+    complete_directory(plain, files, target, temporary)
+
+
+def complete_directory(
+    plain: dict[str, Any], files: Mapping[str, tuple[int, int]], target: Path, temporary: TemporaryDirectory
+) -> None:
+    """Write `meta.pt`, with size and checksum of all other files, and give the directory its name. On rank 0."""
     plain[SHARDS_KEY]["files"] = {name: list(entry) for name, entry in sorted(files.items())}
     write_checkpoint(plain, temporary.path / META_FILE)
     os.unlink(temporary.path / LOCK_FILE)
@@ -197,7 +214,8 @@ def _commit(plan: _Plan, plain: dict[str, Any], target: Path, temporary: _Tempor
     temporary.lock.close()
 
 
-def _measure(path: Path) -> tuple[int, int]:
+def measure_file(path: Path) -> tuple[int, int]:
+    """Size and checksum."""
     crc = size = 0
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_SIZE):
@@ -250,14 +268,14 @@ def _summing_filesystem() -> Any:
                 if "w" not in mode:
                     yield file
                     return
-                stream = _SummingFile(file)
+                stream = SummingFile(file)
                 yield stream
                 self.sums[os.path.basename(path)] = (stream.size_bytes, stream.crc32)
 
     return Summing()
 
 
-class _SummingFile:
+class SummingFile:
     """Passes everything on to `file`, which is written from its beginning to its end, and keeps the checksum."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -310,7 +328,7 @@ def _save_now(
     plain: dict[str, Any],
     locals_: dict[str, Tensor],
     target: Path,
-    temporary: _Temporary | None,
+    temporary: TemporaryDirectory | None,
     ranks: Ranks,
 ) -> None:
     parts = ranks.all_gather_object(_write_part(plan, locals_))  # all ranks must reach this
@@ -324,7 +342,7 @@ def _finish(
     plan: _Plan,
     plain: dict[str, Any],
     target: Path,
-    temporary: _Temporary | None,
+    temporary: TemporaryDirectory | None,
     collect: Callable[[], list[_Part]],
 ) -> CheckpointError | None:
     """On rank 0 commit what `collect` brings, or remove it. On others nothing."""
@@ -334,7 +352,7 @@ def _finish(
         _commit(plan, plain, target, temporary, collect())
     except (OSError, CheckpointError, ValueError) as error:
         temporary.remove()
-        return _failed(target, str(error).rstrip("."))
+        return failed_write(target, str(error).rstrip("."))
     except BaseException:
         temporary.remove()
         raise
@@ -344,7 +362,7 @@ def _finish(
 def _save_in_thread(
     plan: _Plan,
     target: Path,
-    temporary: _Temporary | None,
+    temporary: TemporaryDirectory | None,
     store: Any,
     ranks: Ranks,
     timeout_s: float,

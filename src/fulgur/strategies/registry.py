@@ -150,3 +150,13 @@ StrategyRegistry.register(
     offload_optimizer=True,
     offload_parameters=True,
 )
+StrategyRegistry.register(
+    "deepspeed_stage_3_offload_nvme",
+    _build_deepspeed,
+    "DeepSpeed, stage 3 with offloading to disks",
+    stage=3,
+    offload_optimizer=True,
+    offload_parameters=True,
+    offload_optimizer_device="nvme",
+    offload_params_device="nvme",
+)

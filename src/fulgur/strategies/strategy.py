@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fulgur.agreement import Agreement
     from fulgur.launch.environments import ClusterEnvironment
     from fulgur.launch.launcher import Launcher
+    from fulgur.loops.plan import StepPlan
     from fulgur.precision.precision import Precision
     from fulgur.strategies.votes import Votes
 
@@ -161,6 +162,17 @@ class Strategy(ABC):
         Called before `wrap_training`; what is returned is called after it.
         """
         return step
+
+    def adapt_plan(
+        self, plan: StepPlan, *, clip_val: float | None, clip_algorithm: str | None, accumulate: int
+    ) -> None:
+        """Change what a step calls, where an engine of the strategy's does part of it. Called before `wrap_training`.
+
+        Args:
+            plan: Of automatic or manual optimization.
+            clip_val, clip_algorithm: The Trainer's clipping.
+            accumulate: Batches to an optimizer step, as training begins.
+        """
 
     def wrap_training(self, module: Any) -> None:
         """Make `module` ready to train, with its optimizers built and everything restored. All ranks must reach this.

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from fulgur.errors import MisconfigurationException
-from fulgur.strategies import DeepSpeedStrategy, FSDPStrategy, StrategyRegistry
+from fulgur.strategies import FSDPStrategy, StrategyRegistry
 
 
 @pytest.mark.parametrize(
@@ -70,14 +69,3 @@ def test_policies_of_the_earlier_fsdp_are_read() -> None:
 def test_names_stand_for_strategies() -> None:
     assert isinstance(StrategyRegistry.get("fsdp"), FSDPStrategy)
     assert StrategyRegistry.get("fsdp_cpu_offload").cpu_offload
-
-
-@pytest.mark.parametrize(
-    ("name", "instead"),
-    [("deepspeed", "SHARD_GRAD_OP"), ("deepspeed_stage_3_offload", r"FULL_SHARD', cpu_offload=True\)")],
-)
-def test_deepspeed_names_what_does_the_same(name: str, instead: str) -> None:
-    with pytest.raises(MisconfigurationException, match=instead):
-        StrategyRegistry.get(name)
-    with pytest.raises(MisconfigurationException, match="does not drive DeepSpeed's engine"):
-        DeepSpeedStrategy()
