@@ -3,7 +3,7 @@
     run.ckpt/
       meta.pt            everything but weights and optimizer states, with a checksum for each other file
       latest             DeepSpeed's: the name of the directory below
-      zero_to_fp32.py    DeepSpeed's: makes one file of weights, without fulgur
+      zero_to_fp32.py    DeepSpeed's: makes one file of weights, without fulgur; beside it, zero_to_torch.py
       checkpoint/        DeepSpeed's: weights and optimizer states, each rank its part
 
 DeepSpeed opens its files as pickles that may run anything. Here they are opened as plain data, with the few classes of
@@ -43,7 +43,6 @@ ENGINE_KEY = "deepspeed"
 """In `meta.pt`, under `SHARDS_KEY`: what DeepSpeed's engine has written."""
 
 TAG = "checkpoint"
-_BESIDE = ("latest", "zero_to_fp32.py")
 _CLASSES = (
     ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"),
     ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"),
@@ -157,7 +156,8 @@ def save_engine(
             if failures:
                 raise OSError("; ".join(failures))
             files = {name: entry for part in parts for name, entry in part.files.items()}
-            files |= {name: measure_file(temporary.path / name) for name in _BESIDE if (temporary.path / name).exists()}
+            beside = [temporary.path / "latest", *temporary.path.glob("*.py")]
+            files |= {file.name: measure_file(file) for file in beside}
             complete_directory(plain, files, target, temporary)
         except (OSError, CheckpointError, ValueError) as error:
             temporary.remove()

@@ -142,6 +142,8 @@ def add_precision(config: dict[str, Any], name: str, *, scaling: Mapping[str, An
         raise MisconfigurationException(
             f"precision={name!r} does not go with DeepSpeed. Use one of {', '.join(map(repr, _FORMATS))}."
         )
+    if name.endswith("-mixed") and config.get("torch_autocast", {}).get("enabled"):
+        return  # weights of 32 bits, as without DeepSpeed
     wanted = _FORMATS[name]
     for section in ("bf16", "fp16"):
         is_on = config.get(section, {}).get("enabled", section == wanted)
