@@ -9,7 +9,7 @@ BENCH_BIN := $(BENCH_VENV)/bin
 COMPAT_BIN := $(COMPAT_VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults check bench compat ray docs format clean
+.PHONY: help demo test faults check bench compat ray deepspeed docs format clean
 
 help:
 	@echo "make demo     train a small network on handwritten digits, then test it (about half a minute)"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench    measure fulgur against a hand-written loop and its peers"
 	@echo "make compat   exchange checkpoints with Lightning, and train six packages that are written for it"
 	@echo "make ray      install Ray (500 MB), and train in its workers"
+	@echo "make deepspeed  install DeepSpeed, and train with its engine on the CPU (needs a C++ compiler)"
 	@echo "make format   format the code in place"
 
 demo: $(VENV)/.installed
@@ -49,6 +50,9 @@ compat: $(VENV)/.installed $(BENCH_VENV)/.installed $(COMPAT_VENV)/.installed
 ray: $(VENV)/.ray
 	$(BIN)/python -m pytest --timeout=300 tests/distributed/test_ray.py
 
+deepspeed: $(VENV)/.deepspeed
+	$(BIN)/python -m pytest --timeout=300 tests/distributed/test_deepspeed.py
+
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
@@ -65,6 +69,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.ray: $(VENV)/.installed
 	$(BIN)/pip install -e '.[ray]' -c constraints.txt
+	touch $@
+
+# DeepSpeed is built on the spot, for the torch that is there; what it compiles for steps, when they first run.
+$(VENV)/.deepspeed: $(VENV)/.installed
+	$(BIN)/pip install setuptools wheel hjson py-cpuinfo ninja msgpack einops psutil tqdm pydantic -c constraints.txt
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(BIN)/pip install deepspeed --no-build-isolation --no-deps -c constraints.txt
 	touch $@
 
 $(BENCH_VENV)/.installed: pyproject.toml constraints.txt constraints-bench.txt
