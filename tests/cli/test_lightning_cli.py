@@ -475,9 +475,11 @@ def test_without_the_option_the_module_keeps_its_own() -> None:
     assert type(optimizer) is SGD
 
 
-def test_a_scheduler_needs_an_optimizer() -> None:
-    with pytest.raises(MisconfigurationException, match="Give --optimizer too"):
+def test_a_scheduler_needs_an_optimizer(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
         made("--lr_scheduler=StepLR", "--lr_scheduler.step_size=3", cls=Bare)
+    assert exit_.value.code == 2
+    assert "Give --optimizer too" in capsys.readouterr().err
 
 
 def test_without_auto_configure_there_are_no_options_for_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,10 @@ _UNKNOWN = re.compile(r"unrecognized arguments: (?P<words>.*)", re.DOTALL)
 _OUTSIDE = re.compile(r"(?:Group|Subcommand) '(?P<group>[^']+)' does not accept option '(?P<name>[^']+)'")
 _NOT_ACCEPTED = re.compile(r"Option '(?P<name>[^']+)' is not accepted")
 _VALUE = re.compile(r"Parser key \"(?P<key>[^\"]+)\":(?P<why>.*)", re.DOTALL)
+_CLASS_HAS_NOT = re.compile(
+    r"Problem with given class_path '(?P<path>[^']+)':\s+"
+    r"There is no (?P<name>\S+), which the configuration sets\.(?P<near> Did you mean [^?]*\?)?"
+)
 _NO_SUBCOMMAND = re.compile(r'expected "subcommand" to be one of')
 _WRONG_SUBCOMMAND = re.compile(r"argument subcommand: invalid choice: '(?P<name>[^']*)'")
 _REQUIRED = re.compile(r"the following arguments are required: (?P<names>.*)")
@@ -113,13 +117,24 @@ def _tell_value(parser: Any, match: re.Match[str], message: str) -> str:
     said = f"--{key}={value}" if value is not None else f"--{key}"
     nested = re.search(r"NestedArg\(key='(?P<key>[^']*)', val=(?P<val>.*)\)", why)
     if nested is not None:
-        name = nested["key"].removeprefix("init_args.")
-        return f"--{key} takes no {name!r} here. `{command_of(parser)} --{key}.help CLASS` lists what a class takes."
+        return _tell_argument(parser, key, nested["key"].removeprefix("init_args."), why)
+    unknown = _CLASS_HAS_NOT.search(why)
+    if unknown is not None:
+        return _tell_argument(parser, key, unknown["name"], why)
     classes = list(_known_classes(typehint))
     text = f"{said} is not {_described(typehint)}."
     if classes and value is not None:
         text += _nearest_class(value, classes)
     return f"{text}{_detail(why)}"
+
+
+def _tell_argument(parser: Any, key: str, name: str, why: str) -> str:
+    """An argument that the class given at `key` does not have."""
+    tried = [match for match in _CLASS_HAS_NOT.finditer(why) if match["name"] == name]
+    near = tried[0]["near"] or "" if tried else ""
+    cls = tried[0]["path"].rpartition(".")[2] if tried else "CLASS"
+    known = f"what {cls} takes" if tried else "what a class takes"
+    return f"--{key} takes no {name!r} here.{near} `{command_of(parser)} --{key}.help {cls}` lists {known}."
 
 
 def _given(why: str) -> str | None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import MethodType
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import yaml
@@ -22,19 +21,19 @@ import fulgur.loggers
 import fulgur.profilers
 from fulgur.checkpoint.made_by_cli import CLASS_PATH, INSTANTIATOR, INSTANTIATOR_NAME
 from fulgur.cli import resumed
-from fulgur.cli.instantiate import instantiate_class
-from fulgur.cli.parser import AUTOMATIC, LightningArgumentParser, as_list
+from fulgur.cli.optimizers import as_configured, replace_configure_optimizers
+from fulgur.cli.parser import LightningArgumentParser, as_list
+from fulgur.cli.refused import told_in_one_line
 from fulgur.cli.save_config import SaveConfigCallback
-from fulgur.cli.schedulers import LRSchedulerTypeTuple, ReduceLROnPlateau
+from fulgur.cli.schedulers import LRSchedulerTypeTuple
 from fulgur.datamodule import LightningDataModule
 from fulgur.errors import (
     CheckpointRefusedError,
-    MisconfigurationException,
     PossibleUserWarning,
     UnknownArgumentError,
     nearest_name,
 )
-from fulgur.hooks import Callback, overrides
+from fulgur.hooks import Callback
 from fulgur.hparams import ParsedArguments, parsed_arguments
 from fulgur.module import LightningModule
 from fulgur.rank import rank_zero_warn
@@ -342,11 +341,16 @@ class LightningCLI:
     def instantiate_classes(self) -> None:
         """Make module, datamodule and Trainer."""
         makers = [(self._make, LightningModule, True), (self._make, LightningDataModule, True)]
-        self.config_init = self.parser.instantiate(self.config, instantiators=makers)
+        with self._told_in_one_line():
+            self.config_init = self.parser.instantiate(self.config, instantiators=makers)
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
         self._configure_optimizers_of(self.model)
-        self.trainer = self.instantiate_trainer()
+        with self._told_in_one_line():
+            self.trainer = self.instantiate_trainer()
+
+    def _told_in_one_line(self) -> AbstractContextManager[None]:
+        return told_in_one_line(self._parser(self.subcommand), self._own_config.as_dict())
 
     def after_instantiate_classes(self) -> None:
         """Override for what must happen between the making of objects and the run."""
@@ -412,59 +416,18 @@ class LightningCLI:
             optimizer: Of ``--optimizer``.
             lr_scheduler: Of ``--lr_scheduler``, or None.
         """
-        if lr_scheduler is None:
-            return optimizer
-        if isinstance(lr_scheduler, ReduceLROnPlateau):
-            scheduler = {"scheduler": lr_scheduler, "monitor": lr_scheduler.monitor}
-            return {"optimizer": optimizer, "lr_scheduler": scheduler}
-        return [optimizer], [lr_scheduler]
+        return as_configured(optimizer, lr_scheduler)
 
     def _configure_optimizers_of(self, model: LightningModule) -> None:
         """Replace `configure_optimizers` of the module by what the configuration says."""
         if not self.auto_configure_optimizers:
             return
-        parser = self._parser(self.subcommand)
-        optimizer = self._chosen(parser.optimizers, "optimizer")
-        scheduler = self._chosen(parser.lr_schedulers, "lr_scheduler")
-        if optimizer is None:
-            if scheduler is not None:
-                raise MisconfigurationException(
-                    f"--{scheduler[0]} is given without an optimizer, whose rate it is to change. Give --optimizer too."
-                )
-            return
-        if overrides(model, "configure_optimizers", LightningModule):
-            rank_zero_warn(
-                f"configure_optimizers of {type(model).__name__} is replaced by the optimizer of the command line, "
-                f"--{optimizer[0]}. Leave that out to use the module's own.",
-                PossibleUserWarning,
-            )
-        build_optimizer, build_scheduler = optimizer[1], None if scheduler is None else scheduler[1]
-
-        def configure_optimizers(module: LightningModule) -> Any:
-            made = build_optimizer((module.parameters(),))
-            return self.configure_optimizers(module, made, build_scheduler and build_scheduler((made,)))
-
-        model.configure_optimizers = MethodType(configure_optimizers, model)  # type: ignore[method-assign]
-
-    def _chosen(
-        self, registered: dict[str, tuple[Any, str]], kind: str
-    ) -> tuple[str, Callable[[tuple[Any, ...]], Any]] | None:
-        """Key of the one that is automatic and given, and what makes it of its leading argument."""
-        automatic = {key: cls for key, (cls, link_to) in registered.items() if link_to == AUTOMATIC}
-        given = {key: cls for key, cls in automatic.items() if self._get(self.config_init, key) is not None}
-        if len(automatic) > 1:
-            raise MisconfigurationException(
-                f"Several arguments of kind {kind} are 'AUTOMATIC': {', '.join(automatic)}. configure_optimizers can "
-                "be made of one. Pass link_to for the others, and write configure_optimizers yourself."
-            )
-        if not given:
-            return None
-        [(key, cls)] = given.items()
-        config = self._get(self.config_init, key)
-        values = config.as_dict() if isinstance(config, Namespace) else dict(config)
-        if isinstance(cls, tuple):
-            return key, lambda leading: instantiate_class(leading, values)
-        return key, lambda leading: cls(*leading, **values)
+        replace_configure_optimizers(
+            model,
+            self._parser(self.subcommand),
+            values=lambda key: self._get(self.config_init, key),
+            configure=self.configure_optimizers,
+        )
 
     # ------------------------------------------------------------------------------------------------- the run
 
