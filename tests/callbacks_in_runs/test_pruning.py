@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from fulgur import LightningModule, Trainer
-from fulgur.callbacks import ModelCheckpoint, ModelPruning
-from fulgur.errors import MisconfigurationException
+from fulgur.callbacks import Callback, ModelCheckpoint, ModelPruning
+from fulgur.errors import MisconfigurationException, PossibleUserWarning
 from fulgur.testing import run_ranks
 
 
@@ -24,6 +25,8 @@ class Net(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return (self.net(batch) - 1).square().mean()
 
+    def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.5)
 
@@ -33,11 +36,12 @@ def build_loader() -> Any:
     return torch.utils.data.DataLoader(values, batch_size=2)  # type: ignore[arg-type]
 
 
-def train(*callbacks: Any, ckpt_path: Any = None, **arguments: Any) -> Net:
+def train(*callbacks: Any, ckpt_path: Any = None, validates: bool = False, **arguments: Any) -> Net:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     defaults = {"max_epochs": 3, "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks)}
     net = Net()
-    Trainer(**quiet, callbacks=list(callbacks), **(defaults | arguments)).fit(net, build_loader(), ckpt_path=ckpt_path)  # type: ignore[arg-type]
+    trainer = Trainer(**quiet, callbacks=list(callbacks), **(defaults | arguments))  # type: ignore[arg-type]
+    trainer.fit(net, build_loader(), build_loader() if validates else None, ckpt_path=ckpt_path)
     return net
 
 
@@ -134,6 +138,51 @@ def test_resumed_run_has_the_same_bits(step: int, sets_back: bool, tmp_path: Any
     whole = train(make(), saver)
     resumed = train(make(), ckpt_path=tmp_path / f"{step}.ckpt")
     assert_equal(sorted_state(whole), sorted_state(resumed))
+
+
+@pytest.mark.parametrize("n_steps", [2, 6, 7])
+def test_run_cut_within_an_epoch_and_gone_on_with_has_the_same_bits(n_steps: int, tmp_path: Any) -> None:
+    callbacks = [ModelPruning("random_unstructured", amount=0.3), ModelCheckpoint(tmp_path, "cut", every_n_epochs=1)]
+    with warnings_of_nothing_pruned(n_steps < 4):
+        train(*callbacks, max_steps=n_steps)
+    resumed = train(ModelPruning("random_unstructured", amount=0.3), ckpt_path=tmp_path / "cut.ckpt")
+    assert_equal(sorted_state(train(ModelPruning("random_unstructured", amount=0.3))), sorted_state(resumed))
+
+
+def warnings_of_nothing_pruned(is_expected: bool) -> Any:
+    return pytest.warns(PossibleUserWarning, match="has pruned nothing") if is_expected else nullcontext()
+
+
+class StopsAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        trainer.should_stop = trainer.global_step == self.step
+
+
+@pytest.mark.parametrize(("n_steps", "n_zeros"), [(4, 10), (6, 10), (7, 10)])
+def test_validation_of_a_run_that_stops_within_an_epoch_does_not_prune(
+    n_steps: int, n_zeros: int, tmp_path: Any
+) -> None:
+    def make() -> ModelPruning:
+        return ModelPruning("l1_unstructured", amount=0.3, prune_on_train_epoch_end=False)
+
+    cut = train(make(), StopsAt(n_steps), ModelCheckpoint(tmp_path, "cut", save_last=True), validates=True)
+    assert sum(int((p == 0).sum()) for p in cut.parameters()) == n_zeros
+    resumed = train(make(), ckpt_path=tmp_path / "last.ckpt", validates=True)
+    assert_equal(sorted_state(train(make(), validates=True)), sorted_state(resumed))
+
+
+def test_file_saved_after_the_end_is_gone_on_from_with_its_masks(tmp_path: Any) -> None:
+    def make() -> ModelPruning:
+        return ModelPruning("l1_unstructured", amount=0.3, use_lottery_ticket_hypothesis=False)
+
+    net, quiet = Net(), {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(max_epochs=2, accelerator="cpu", enable_checkpointing=False, callbacks=make(), **quiet)  # type: ignore[arg-type]
+    trainer.fit(net, build_loader())
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    assert_equal(sorted_state(train(make())), sorted_state(train(make(), ckpt_path=tmp_path / "end.ckpt")))
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -124,6 +124,17 @@ def test_state_in_a_checkpoint_has_the_names_of_the_api(tmp_path: Any) -> None:
     assert (state["n_averaged"], state["latest_update_epoch"]) == (3, 4)
 
 
+@pytest.mark.parametrize(("n_steps", "is_average"), [(16, False), (None, True)])
+def test_file_of_weights_has_those_that_validations_see(n_steps: int | None, is_average: bool, tmp_path: Any) -> None:
+    saver = ModelCheckpoint(tmp_path, "file", every_n_train_steps=16, save_weights_only=True)
+    net = Net()
+    trainer = train(net, make(), saver)
+    if n_steps is None:
+        trainer.save_checkpoint(tmp_path / "file.ckpt", weights_only=True)
+    saved = torch.load(tmp_path / "file.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(saved[k], net.state_dict()[k]) for k in saved) is is_average
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"swa_lrs": 0}, "swa_lrs=0"),
     ({"swa_lrs": [0.1, -1.0]}, "swa_lrs"),

@@ -172,6 +172,17 @@ def test_resumed_run_has_the_same_bits(make: Any, step: int, tmp_path: Any) -> N
     assert_equal(*saved)
 
 
+@pytest.mark.parametrize("n_steps", [2, 5, 7])
+def test_run_cut_within_an_epoch_and_gone_on_with_updates_once_at_its_end(n_steps: int, tmp_path: Any) -> None:
+    def make() -> EMAWeightAveraging:
+        return EMAWeightAveraging(decay=0.5, update_every_n_steps=0, update_starting_at_epoch=0)
+
+    train(make(), ModelCheckpoint(tmp_path, "cut", every_n_epochs=1), max_steps=n_steps, max_epochs=3)
+    resumed, _ = train(make(), ckpt_path=tmp_path / "cut.ckpt", max_epochs=3)
+    own = by_hand(lambda step: step % 4 == 3, n_epochs=3, multi_avg_fn=get_ema_multi_avg_fn(0.5))[1]
+    assert_equal(resumed.state_dict(), own.module.state_dict())
+
+
 def test_file_without_an_average_begins_one_and_says_so(tmp_path: Any) -> None:
     saver = ModelCheckpoint(tmp_path, "file")
     train(saver, max_epochs=1)

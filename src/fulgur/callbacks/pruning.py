@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from fulgur.callbacks.weight_averaging import require_whole_weights
-from fulgur.errors import MisconfigurationException, nearest_name
+from fulgur.errors import MisconfigurationException, PossibleUserWarning, nearest_name
 from fulgur.hooks import Callback
+from fulgur.rank import rank_zero_warn
 
 if TYPE_CHECKING:
     from fulgur.module import LightningModule
@@ -35,7 +36,8 @@ class ModelPruning(Callback):
 
     While training a pruned parameter is ``<name>_orig`` times the buffer ``<name>_mask``, as torch does it; checkpoints
     hold the product under the parameter's own name, and what a resumed run needs in the callback's state. On several
-    ranks all take the masks of rank 0.
+    ranks all take the masks of rank 0. Nothing is pruned where a limit cuts an epoch short, nor in a validation that is
+    there only because the run stops: a resumed run goes on with that epoch, and prunes at its end.
 
     Args:
         pruning_fn: "l1_unstructured", "random_unstructured", "ln_structured", "random_structured", or a subclass of
@@ -102,8 +104,12 @@ class ModelPruning(Callback):
         self._places: dict[str, _Place] = {}
         self._first: dict[str, Tensor] = {}
         self._restored: dict[str, Any] | None = None
+        self._left: dict[str, Any] | None = None
+        self._was_cut = False
 
     def state_dict(self) -> dict[str, Any]:
+        if self._left is not None:
+            return self._left
         pruned = {key: place for key, place in self._places.items() if hasattr(place[0], f"{place[1]}_mask")}
         return {
             "masks": {key: getattr(module, f"{name}_mask") for key, (module, name) in pruned.items()},
@@ -120,7 +126,8 @@ class ModelPruning(Callback):
         if stage != "fit":
             return
         require_whole_weights(trainer, type(self).__name__)
-        self._restored = None
+        self._restored = self._left = None
+        self._was_cut = False
         self._places = self._find_places(pl_module)
         self._first = {}
         if self._sets_back and not self._resamples:
@@ -138,15 +145,27 @@ class ModelPruning(Callback):
                 _parameter(place).copy_(state["originals"][key])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._on_train_epoch_end:
+        if trainer.fit_loop.is_epoch_cut:
+            self._was_cut = True
+        elif self._on_train_epoch_end:
             self._prune(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._on_train_epoch_end and trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if self._on_train_epoch_end or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        if not trainer.fit_loop.validates_only_to_stop:
             self._prune(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        state = self.state_dict()
+        if self._was_cut and not state["masks"]:
+            rank_zero_warn(
+                "ModelPruning has pruned nothing: it prunes at the end of epochs, and the training ended within its "
+                "first. Give the Trainer max_epochs, or more steps or time.",
+                PossibleUserWarning,
+            )
         if self._make_permanent:
+            self._left = state  # a file saved from now on can still be resumed from
             for module, name in self._places.values():
                 if hasattr(module, f"{name}_mask"):
                     prune.remove(module, name)

@@ -31,8 +31,9 @@ class StochasticWeightAveraging(Callback):
     The weights join the average at the start of each epoch from that one on, those that the last epoch leaves do not.
     The learning-rate scheduler is replaced by torch's `SWALR`. When training ends, the average takes the place of the
     weights; if there is batch norm, its statistics are computed anew, in one pass over the training batches that
-    neither logs nor trains. Checkpoints saved before hold the trained weights, with the average in the callback's
-    state; validations before see the trained weights.
+    neither logs nor trains. Validations before see the trained weights, and so checkpoints saved before hold these,
+    files of weights alone too: a file has the weights that its score was measured with. A whole checkpoint has the
+    average in the callback's state.
 
     Args:
         swa_lrs: Learning rate to anneal to: one for all parameter groups, or one for each. > 0.

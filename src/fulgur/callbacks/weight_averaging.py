@@ -63,7 +63,7 @@ class WeightAveraging(Callback):
 
         Args:
             step_idx: After an optimizer step, its index from 0; else None.
-            epoch_idx: At the end of an epoch, its index from 0; else None.
+            epoch_idx: At the end of an epoch, its index from 0; else None. Not asked where a limit cuts an epoch short.
         """
         return step_idx is not None
 
@@ -107,7 +107,8 @@ class WeightAveraging(Callback):
             self._latest_update_step = step
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.should_update(epoch_idx=trainer.current_epoch):
+        # A run resumed from an epoch cut short comes to the end of that epoch again.
+        if not trainer.fit_loop.is_epoch_cut and self.should_update(epoch_idx=trainer.current_epoch):
             self._update(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -189,7 +190,8 @@ class EMAWeightAveraging(WeightAveraging):
         decay: Share of the average that an update keeps. 0 to 1.
         update_every_n_steps: Update after the optimizer steps whose index is a multiple of it; 0 for none.
         update_starting_at_step: Index of the first step that updates; None is the first of all.
-        update_starting_at_epoch: Update at the end of epochs too, from this one on; None for no such updates.
+        update_starting_at_epoch: Update at the end of epochs too, from this one on; None for no such updates. An epoch
+            that a limit cuts short has no end: a resumed run goes on with it.
         **kwargs: For `torch.optim.swa_utils.AveragedModel`.
 
     Raises:

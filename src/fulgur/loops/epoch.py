@@ -32,6 +32,17 @@ def is_validation_due(loop: FitLoop, batch_idx: int, is_last: bool) -> bool:
     return count % loop.val_every == 0
 
 
+def is_validation_only_for_stop(loop: FitLoop) -> bool:
+    """Whether the running validation is there only because the run stops: one that is not stopped has none here."""
+    limits, progress = loop.limits, loop.progress
+    if not (loop.should_stop and loop.may_stop(progress.epoch)) or isinstance(limits.val_check_interval, timedelta):
+        return False
+    if loop.fetch.is_last and not loop.is_sized:
+        return False
+    count = progress.batch if limits.check_val_every_n_epoch is not None else progress.batches_total
+    return count % loop.val_every != 0
+
+
 def validates_within_epoch(loop: FitLoop) -> bool:
     """Whether a validation may be due after a batch that is not the epoch's last."""
     limits = loop.limits

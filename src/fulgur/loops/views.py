@@ -178,6 +178,19 @@ class FitLoopView:
         return EpochProgressView(self.progress)
 
     @property
+    def is_epoch_cut(self) -> bool:
+        """Whether the epoch that ends is one that a limit cuts short; a run resumed from here goes on with it."""
+        return self.progress.phase == "cut"
+
+    @property
+    def validates_only_to_stop(self) -> bool:
+        """Whether the validation is there only because the run stops; a run that is not stopped has none here."""
+        from fulgur.loops.epoch import is_validation_only_for_stop
+
+        loop: Any = self
+        return is_validation_only_for_stop(loop)
+
+    @property
     def max_epochs(self) -> int | None:
         """Epochs counted from the very first; assign a higher number to go on with a second fit."""
         return self.limits.max_epochs
