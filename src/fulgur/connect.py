@@ -68,6 +68,8 @@ def connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> Non
         reads_epoch_outputs=any(takes_outputs(owner, "on_train_epoch_end") for owner in (*trainer.callbacks, module)),
         listens_to_zero_grad=listens,
     )
+    if has_own_parts(trainer):
+        _adapt_to_own_parts(trainer, loop.plan)
     trainer.strategy.adapt_plan(
         loop.plan,
         clip_val=trainer.gradient_clip_val,
@@ -90,6 +92,24 @@ def connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> Non
     writer = trainer.strategy.checkpoint_io
     if isinstance(writer, AsyncCheckpointIO):
         writer.on_failure = partial(loop.call_soon, writer.wait)
+
+
+def has_own_parts(trainer: Trainer) -> bool:
+    """Whether the strategy or the precision is of the user's own making."""
+    return any(type(p).__module__.partition(".")[0] != "fulgur" for p in (trainer.strategy, trainer.precision_plugin))
+
+
+def _adapt_to_own_parts(trainer: Trainer, plan: StepPlan) -> None:
+    from fulgur.own_parts import adapt_plan
+
+    adapt_plan(
+        plan,
+        trainer.strategy,
+        trainer.precision_plugin,
+        trainer.lightning_module,
+        clip_val=trainer.gradient_clip_val,
+        clip_algorithm=trainer.gradient_clip_algorithm,
+    )
 
 
 def _sums_before(trainer: Trainer) -> SumsBefore | None:

@@ -247,12 +247,27 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
         elif self._fabric is not None:
             self._fabric.log(name, value)
 
-    def log_dict(self, dictionary: Mapping[str, Any], **options: Any) -> None:
+    def log_dict(
+        self,
+        dictionary: Mapping[str, Any],
+        prog_bar: bool = False,
+        logger: bool | None = None,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: Any = "mean",
+        enable_graph: bool = False,
+        sync_dist: bool | None = None,
+        sync_dist_group: Any = None,
+        add_dataloader_idx: bool = True,
+        batch_size: int | None = None,
+        rank_zero_only: bool = False,
+    ) -> None:
         """Call `log` for each item, with the same options.
 
         Args:
             dictionary: Names and values, or a torchmetrics MetricCollection.
-            **options: As for `log`.
+            prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph: As for `log`.
+            sync_dist, sync_dist_group, add_dataloader_idx, batch_size, rank_zero_only: As for `log`.
 
         Raises:
             TypeError: `dictionary` has no items.
@@ -264,7 +279,21 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
             )
         keep_base = {"keep_base": False} if hasattr(dictionary, "compute_groups") else {}
         for name, value in dictionary.items(**keep_base):
-            self.log(name, value, **options)
+            self.log(
+                name,
+                value,
+                prog_bar=prog_bar,
+                logger=logger,
+                on_step=on_step,
+                on_epoch=on_epoch,
+                reduce_fx=reduce_fx,
+                enable_graph=enable_graph,
+                sync_dist=sync_dist,
+                sync_dist_group=sync_dist_group,
+                add_dataloader_idx=add_dataloader_idx,
+                batch_size=batch_size,
+                rank_zero_only=rank_zero_only,
+            )
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print from global rank 0 only, above the progress bar."""

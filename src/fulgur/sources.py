@@ -20,6 +20,8 @@ from fulgur.rank import rank_zero_warn
 from fulgur.states import TrainerFn
 
 if TYPE_CHECKING:
+    import torch
+
     from fulgur.strategies.strategy import Strategy
     from fulgur.trainer import Trainer
 
@@ -84,8 +86,9 @@ def missing_loader(trainer: Trainer, name: str) -> str:
 
 def transfer_of(trainer: Trainer, dataloader_idx: int) -> Callable[[Any], Any]:
     """What brings a batch to the device: the hooks of the datamodule where it has them, else of the module."""
-    module, datamodule, dtype = trainer.lightning_module, trainer.datamodule, trainer.precision_plugin.input_dtype
-    device = trainer.strategy.root_device
+    module, datamodule, precision = trainer.lightning_module, trainer.datamodule, trainer.precision_plugin
+    strategy, device = trainer.strategy, trainer.strategy.root_device
+    own_move = partial(strategy.batch_to_device, device=device, dataloader_idx=dataloader_idx)
 
     def find(hook: str) -> Callable[..., Any] | None:
         if datamodule is not None and overrides(datamodule, hook, LightningDataModule):
@@ -101,13 +104,17 @@ def transfer_of(trainer: Trainer, dataloader_idx: int) -> Callable[[Any], Any]:
     return build_transfer(
         trainer.metrics,
         device=device,
-        cast=partial(cast_floating, dtype=dtype) if dtype is not None else None,
+        cast=precision.convert_input if precision.has_own("convert_input") else _cast_to(precision.input_dtype),
         before=find("on_before_batch_transfer"),
         move=find("transfer_batch_to_device"),
         after=find("on_after_batch_transfer"),
-        default_move=mover(device),
+        default_move=own_move if strategy.has_own("batch_to_device") else mover(device),
         dataloader_idx=dataloader_idx,
     )
+
+
+def _cast_to(dtype: torch.dtype | None) -> Callable[[Any], Any] | None:
+    return None if dtype is None else partial(cast_floating, dtype=dtype)
 
 
 def shard_of(strategy: Strategy) -> Shard:

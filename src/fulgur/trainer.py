@@ -17,6 +17,7 @@ import torch
 
 from fulgur import resolve, run, saving, sources
 from fulgur.checkpoint.io import AsyncCheckpointIO
+from fulgur.connect import has_own_parts
 from fulgur.earlier import EarlierTrainer
 from fulgur.errors import MisconfigurationException
 from fulgur.hooks import Callback, earlier_hooks
@@ -183,10 +184,18 @@ class Trainer(EarlierTrainer):
             processes.num_nodes,
         )
         self.precision_plugin: Precision = resolve.resolve_precision(
-            settings.precision, settings.plugins, self._devices[0].type
+            settings.precision,
+            settings.plugins,
+            self._devices[0].type,
+            own=getattr(settings.strategy, "own_precision", None),
         )
         self.strategy = resolve.resolve_strategy(settings, processes)
-        self.strategy.precision_plugin = self.precision_plugin
+        self.strategy.precision_plugin, self.strategy.accelerator = self.precision_plugin, self.accelerator
+        self.strategy.layer_sync = resolve.resolve_layer_sync(settings.plugins, sync_batchnorm=settings.sync_batchnorm)
+        if has_own_parts(self):
+            from fulgur.own_parts import bind_strategy
+
+            bind_strategy(self.strategy)
         checkpoint_io = resolve.resolve_checkpoint_io(settings.plugins)
         if checkpoint_io is not None:
             self.strategy.checkpoint_io = checkpoint_io

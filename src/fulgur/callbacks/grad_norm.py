@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from fulgur.trainer import Trainer
 
 
-def grad_norm(module: nn.Module, norm_type: float | int | str) -> dict[str, Tensor]:
+def grad_norm(module: nn.Module, norm_type: float | int | str, group_separator: str = "/") -> dict[str, Tensor]:
     """Norm of the gradient of each parameter, and of all of them together. Does not wait for the device.
 
     Args:
         module: Whose parameters; those without a gradient are left out.
         norm_type: Order of the norm. > 0; ``"inf"`` takes the largest element.
+        group_separator: Between the norm's name and the parameter's.
 
     Returns:
         ``grad_{norm_type}_norm/{name}`` for each parameter and ``grad_{norm_type}_norm_total``, each of shape (). Empty
@@ -33,7 +34,8 @@ def grad_norm(module: nn.Module, norm_type: float | int | str) -> dict[str, Tens
     if not order > 0:
         raise ValueError(f"norm_type={norm_type!r} is no order of a norm. Use a positive number or 'inf'.")
     found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-    norms = {f"grad_{order}_norm/{name}": torch.linalg.vector_norm(grad, order) for name, grad in found.items()}
+    prefix = f"grad_{order}_norm{group_separator}"
+    norms = {f"{prefix}{name}": torch.linalg.vector_norm(grad, order) for name, grad in found.items()}
     if norms:
         norms[f"grad_{order}_norm_total"] = torch.linalg.vector_norm(torch.stack(list(norms.values())), order)
     return norms

@@ -51,7 +51,7 @@ class Summary:
     modes and random generators as they were; a module with uninitialized parameters is not run.
 
     Args:
-        module: Any module; the table lists its submodules.
+        model: Any module; the table lists its submodules.
         max_depth: Levels to list: 1 lists the direct children, -1 everything, 0 nothing but the totals.
 
     Attributes:
@@ -67,14 +67,14 @@ class Summary:
         9
     """
 
-    def __init__(self, module: nn.Module, max_depth: int = 1) -> None:
-        self._module = module
+    def __init__(self, model: nn.Module, max_depth: int = 1) -> None:
+        self._module = model
         self.max_depth = check_max_depth(max_depth)
-        named = _submodules(module, max_depth)
+        named = _submodules(model, max_depth)
         self.layers = [_layer(name, submodule) for name, submodule in named.items()]
         self.total_flops = 0
-        example = getattr(module, "example_input_array", None)
-        self.has_sizes = example is not None and not any(map(_is_lazy, module.parameters()))
+        example = getattr(model, "example_input_array", None)
+        self.has_sizes = example is not None and not any(map(_is_lazy, model.parameters()))
         if self.has_sizes:
             self._measure(named, example)
         self._add_other_parameters()
@@ -181,13 +181,13 @@ class Summary:
             self.layers.append(line)
 
 
-def summarize(module: nn.Module, max_depth: int = 1) -> Summary:
-    """Summarize `module`: see `Summary`.
+def summarize(lightning_module: nn.Module, max_depth: int = 1) -> Summary:
+    """Summarize a module: see `Summary`.
 
     Example:
         >>> print(summarize(module, max_depth=-1))
     """
-    return Summary(module, max_depth)
+    return Summary(lightning_module, max_depth)
 
 
 def format_count(number: int) -> str:

@@ -49,6 +49,7 @@ _LOGGER = {
 _CSV = {"fulgur.loggers.csv_logs": "CSVLogger ExperimentWriter"}
 _TENSORBOARD = {"fulgur.loggers.tensorboard": "TensorBoardLogger"}
 _PRECISIONS = {"fulgur.precision": "DoublePrecision HalfPrecision MixedPrecision Precision"}
+_LAYER_SYNC = {"fulgur.strategies.layer_sync": "LayerSync TorchSyncBatchNorm"}
 _CHECKPOINT_IO = {"fulgur.checkpoint.io": "CheckpointIO TorchCheckpointIO"}
 _PROFILERS = {"fulgur.profilers": "AdvancedProfiler PassThroughProfiler Profiler PyTorchProfiler SimpleProfiler"}
 _STRATEGIES = {
@@ -256,12 +257,14 @@ _PYTORCH: dict[str, dict[str, str]] = {
     "plugins": {
         **_CHECKPOINT_IO,
         **_PRECISIONS,
+        **_LAYER_SYNC,
         "fulgur.checkpoint.io": "AsyncCheckpointIO CheckpointIO TorchCheckpointIO",
     },
     "plugins.io": {"fulgur.checkpoint.io": "AsyncCheckpointIO CheckpointIO TorchCheckpointIO"},
     "plugins.io.async_plugin": {"fulgur.checkpoint.io": "AsyncCheckpointIO"},
     "plugins.io.checkpoint_plugin": {"fulgur.checkpoint.io": "CheckpointIO"},
     "plugins.io.torch_plugin": {"fulgur.checkpoint.io": "TorchCheckpointIO"},
+    "plugins.layer_sync": _LAYER_SYNC,
     "plugins.precision": _PRECISIONS,
     "plugins.precision.amp": {"fulgur.precision": "MixedPrecision"},
     "plugins.precision.double": {"fulgur.precision": "DoublePrecision"},

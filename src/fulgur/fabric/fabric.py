@@ -96,9 +96,10 @@ class Fabric:
             processes.num_nodes,
         )
         device_type = self._devices[0].type
-        self._precision = resolve.resolve_precision(self._settings.precision, plugins, device_type)
+        own_precision = getattr(self._settings.strategy, "own_precision", None)
+        self._precision = resolve.resolve_precision(self._settings.precision, plugins, device_type, own=own_precision)
         self.strategy: Strategy = resolve.resolve_strategy(self._settings, processes)
-        self.strategy.precision_plugin = self._precision
+        self.strategy.precision_plugin, self.strategy.accelerator = self._precision, self._accelerator
         checkpoint_io = resolve.resolve_checkpoint_io(plugins)
         if checkpoint_io is not None:
             self.strategy.checkpoint_io = checkpoint_io
@@ -462,7 +463,7 @@ class Fabric:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """A context for computations outside of the model's forward pass, under the same precision."""
-        return self._precision.step_context() or nullcontext()
+        return self._precision.context_of_steps() or nullcontext()
 
     def no_backward_sync(self, module: nn.Module, enabled: bool = True) -> AbstractContextManager[Any]:
         """A context in which gradients are kept on each rank, for all batches of a window but the last.

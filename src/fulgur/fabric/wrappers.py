@@ -57,7 +57,7 @@ class _FabricModule(nn.Module):
         del self.__dict__["training"]
         self._original_module, self._forward_module = original, wrapped
         self._strategy, self._precision = strategy, precision
-        self._context = precision.step_context()
+        self._context = precision.context_of_steps()
         routed = strategy.route(wrapped)
         self._is_routed = wrapped is not original or routed is not wrapped
         self._call = routed if compiler is None else compiler(wrapped)

@@ -55,7 +55,9 @@ def run_step(loop: FitLoop, update: Update, closure: Callable[[], Any] | None, k
     if not loop.is_automatic:
         update.n_backward = update.divisor
     try:
-        if closure is not None and plan.scaler is None:
+        if plan.own_step is not None:
+            result = plan.own_step(optimizer, closure=partial(_evaluate, loop, update, closure or _no_loss), **kwargs)
+        elif closure is not None and plan.scaler is None:
             result = optimizer.step(partial(_evaluate, loop, update, closure), **kwargs)
         else:
             if closure is not None:
@@ -77,6 +79,10 @@ def run_step(loop: FitLoop, update: Update, closure: Callable[[], Any] | None, k
         loop.progress.global_step += 1
     torch.clear_autocast_cache()  # a manual step runs within autocast, whose casts of the weights are stale now
     return result
+
+
+def _no_loss() -> None:
+    """The closure of a step whose gradients are there."""
 
 
 def _evaluate(loop: FitLoop, update: Update, closure: Callable[[], Any]) -> Any:

@@ -84,6 +84,7 @@ class StepPlan:
         updates: One for each optimizer in automatic optimization.
         turns: Index into `updates` for each batch of a cycle, where optimizers take turns (1.x ``frequency``).
         optimizer_step: The module's, where it is overridden or an optimizer needs the closure.
+        own_step: Takes an optimizer's step in its place, where a strategy or precision of the user's own does.
         zero_grad: The module's ``optimizer_zero_grad`` where it is overridden.
         is_zero_grad_first: Gradients are cleared before the forward pass, when their memory is worth most. Where
             someone listens it happens after it, as listeners expect.
@@ -106,6 +107,7 @@ class StepPlan:
     updates: tuple[Update, ...] = ()
     turns: tuple[int, ...] = ()
     optimizer_step: Callable[..., Any] | None = None
+    own_step: Callable[..., Any] | None = None
     zero_grad: Callable[..., Any] | None = None
     is_zero_grad_first: bool = True
     backward: Callable[..., Any] | None = None
@@ -259,7 +261,7 @@ def step_of(
     step_end = getattr(module, f"{name}_end", None)
     if step_end is not None:
         step = _followed_by(step_end, step)
-    context = precision.step_context()
+    context = precision.context_of_steps()
     if context is not None:
         step = _under(context, step)
     return strategy.wrap_step(step, name=name)

@@ -17,22 +17,33 @@ from fulgur.precision import Precision, build_precision
 if TYPE_CHECKING:
     from fulgur.loggers.logger import Logger
     from fulgur.profilers.profiler import Profiler
+    from fulgur.strategies.layer_sync import LayerSync
 
 
-def resolve_precision(precision: str | int | None, plugins: Any, accelerator_name: str) -> Precision:
+def resolve_precision(
+    precision: str | int | None, plugins: Any, accelerator_name: str, *, own: Precision | None = None
+) -> Precision:
     """The precision, from the argument of that name or from a `Precision` among the plugins.
+
+    Args:
+        precision: The argument.
+        plugins: All of them.
+        accelerator_name: Type of the devices.
+        own: The one that the strategy was made with.
 
     Raises:
         ValueError: The name is unknown, or a plugin is given too.
         MisconfigurationException: The accelerator cannot do it, or a plugin is of no known kind.
     """
     for plugin in _as_list(plugins):
-        if not isinstance(plugin, (Precision, CheckpointIO, ClusterEnvironment)):
+        if not isinstance(plugin, (Precision, CheckpointIO, ClusterEnvironment)) and not _is_layer_sync(plugin):
             raise MisconfigurationException(
                 f"plugins holds {plugin!r}, which is no plugin that fulgur knows. Use instances of Precision, "
-                "CheckpointIO and ClusterEnvironment."
+                "CheckpointIO, ClusterEnvironment and LayerSync."
             )
     given = [plugin for plugin in _as_list(plugins) if isinstance(plugin, Precision)]
+    if own is not None and own not in given:
+        given.append(own)
     if len(given) > 1:
         names = ", ".join(type(plugin).__name__ for plugin in given)
         raise MisconfigurationException(f"plugins holds {len(given)} precisions: {names}. Keep one.")
@@ -54,6 +65,31 @@ def resolve_checkpoint_io(plugins: Any) -> CheckpointIO | None:
         names = ", ".join(type(plugin).__name__ for plugin in given)
         raise MisconfigurationException(f"plugins holds {len(given)} checkpoint IOs: {names}. Keep one.")
     return given[0] if given else None
+
+
+def resolve_layer_sync(plugins: Any, *, sync_batchnorm: bool) -> LayerSync | None:
+    """The `LayerSync` among the plugins; None if there is none.
+
+    Raises:
+        MisconfigurationException: There are several, or `sync_batchnorm` asks for another.
+    """
+    given = [plugin for plugin in _as_list(plugins) if _is_layer_sync(plugin)]
+    if len(given) > 1:
+        names = ", ".join(type(plugin).__name__ for plugin in given)
+        raise MisconfigurationException(f"plugins holds {len(given)} layer syncs: {names}. Keep one.")
+    if given and sync_batchnorm and type(given[0]).__name__ != "TorchSyncBatchNorm":
+        raise MisconfigurationException(
+            f"sync_batchnorm=True and the plugin {type(given[0]).__name__} both replace layers. Leave out one of them."
+        )
+    return given[0] if given else None
+
+
+def _is_layer_sync(plugin: Any) -> bool:
+    if isinstance(plugin, (Precision, CheckpointIO, ClusterEnvironment)):
+        return False
+    from fulgur.strategies.layer_sync import LayerSync
+
+    return isinstance(plugin, LayerSync)
 
 
 def _as_list(plugins: Any) -> list[Any]:

@@ -85,6 +85,15 @@ def _resolve_environment(settings: Settings, given: Strategy | None) -> ClusterE
 def _accelerator_name(settings: Settings, given: Strategy | None) -> str | Accelerator:
     """What the Trainer was given; the kind of the strategy's devices, where it brings some."""
     own = _own_devices(given)
+    brought = given.own_accelerator if given is not None else None
+    if brought is not None:
+        if settings.accelerator not in ("auto", brought, getattr(brought, "name", brought)):
+            raise MisconfigurationException(
+                f"accelerator={settings.accelerator!r} contradicts the {type(brought).__name__} of "
+                f"{type(given).__name__}. Leave out one of them."
+            )
+        kept: str | Accelerator = brought
+        return kept
     if not own:
         return settings.accelerator
     kinds = {device.type for device in own}

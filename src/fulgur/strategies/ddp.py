@@ -31,11 +31,11 @@ class DDPStrategy(ParallelStrategy):
     """Train with torch's DistributedDataParallel; evaluate with the bare module.
 
     Args:
-        accelerator: Accepted for compatibility: the Trainer's counts.
+        accelerator: Kind of the devices, for a Trainer that is given none.
         parallel_devices: Device of each process of this machine. None takes those of the Trainer.
         cluster_environment: Says which of the processes this one is. None finds it.
         checkpoint_io: Writes and reads checkpoints; None is the default one.
-        precision_plugin: Accepted for compatibility: the Trainer's counts.
+        precision_plugin: Number formats, for a Trainer that is given none.
         ddp_comm_state: First argument of `ddp_comm_hook`; None where it is left out means the process group.
         ddp_comm_hook: How a bucket of gradients is reduced, see ``torch.distributed.algorithms.ddp_comm_hooks``.
         ddp_comm_wrapper: Wraps `ddp_comm_hook`.
@@ -67,11 +67,13 @@ class DDPStrategy(ParallelStrategy):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            parallel_devices=parallel_devices,
-            cluster_environment=cluster_environment,
+            accelerator,
+            parallel_devices,
+            cluster_environment,
+            checkpoint_io,
+            precision_plugin,
             process_group_backend=process_group_backend,
             timeout=timeout,
-            checkpoint_io=checkpoint_io,
         )
         if model_averaging_period is not None:
             raise MisconfigurationException(
@@ -108,7 +110,9 @@ class DDPStrategy(ParallelStrategy):
             raise
 
     def wrap_training(self, module: Any) -> None:
-        if self.sync_batchnorm:
+        if self.layer_sync is not None:
+            self.layer_sync.apply(module)
+        elif self.sync_batchnorm:
             self._batch_norms = share_batch_norms(module, self.root_device)
         self._wrap(module)
 
@@ -132,9 +136,14 @@ class DDPStrategy(ParallelStrategy):
 
     def _unwrap(self) -> None:
         self._ddp, self.model = None, self.lightning_module
+        self._restore_layers()
+        gc.collect()  # order matters: until the reducer is gone its hooks are on the parameters
+
+    def _restore_layers(self) -> None:
         restore_batch_norms(self._batch_norms)
         self._batch_norms = []
-        gc.collect()  # order matters: until the reducer is gone its hooks are on the parameters
+        if self.layer_sync is not None and self.lightning_module is not None:
+            self.layer_sync.revert(self.lightning_module)
 
     def follow_trainable(self, module: Any) -> None:
         if self._step is None:
@@ -199,8 +208,7 @@ class DDPStrategy(ParallelStrategy):
     def teardown(self) -> None:
         """Take the wrapper off; move module and optimizer state to the host, so that the device's memory is free."""
         self._ddp, self.model = None, self.lightning_module
-        restore_batch_norms(self._batch_norms)
-        self._batch_norms = []
+        self._restore_layers()
         move_to_host(self)
 
     # ------------------------------------------------------------------------------------- loops of the user's own

@@ -51,11 +51,11 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
     called itself.
 
     Args:
-        accelerator: Accepted for compatibility: the Trainer's counts.
+        accelerator: Kind of the devices, for a Trainer that is given none.
         parallel_devices: Device of each process of this machine. None takes those of the Trainer.
         cluster_environment: Says which of the processes this one is. None finds it.
         checkpoint_io: Writes and reads checkpoints; None is the default one.
-        precision_plugin: Accepted for compatibility: the Trainer's counts.
+        precision_plugin: Number formats, for a Trainer that is given none.
         process_group_backend: "gloo", "nccl", …; None takes what suits the devices.
         timeout: How long a collective waits for the other ranks.
         cpu_offload: Keep parameters, gradients and optimizer states in the host's memory. Does nothing on the CPU.
@@ -103,11 +103,13 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            parallel_devices=parallel_devices,
-            cluster_environment=cluster_environment,
+            accelerator,
+            parallel_devices,
+            cluster_environment,
+            checkpoint_io,
+            precision_plugin,
             process_group_backend=process_group_backend,
             timeout=timeout,
-            checkpoint_io=checkpoint_io,
         )
         self.cpu_offload = wants_offload(cpu_offload)
         self.mixed_precision = to_policy(mixed_precision)
@@ -161,7 +163,9 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
     def _spread(self, module: nn.Module, *, as_whole: bool) -> None:
         """Cut `module` into parts; without `as_whole`, what is its own is left as it is."""
         share_initial_state(module, self.root_device)
-        if self.sync_batchnorm:
+        if self.layer_sync is not None:
+            self.layer_sync.apply(module)
+        elif self.sync_batchnorm:
             share_batch_norms(module, self.root_device)
         if self.activation_checkpointing_policy is not None:
             policy = self.activation_checkpointing_policy

@@ -42,24 +42,25 @@ class ParallelStrategy(Strategy):
         process_group_backend: "gloo", "nccl", …; None takes what suits the devices.
         timeout: How long a collective waits for the other ranks.
         checkpoint_io: Writes and reads checkpoints; None is the default one.
+        accelerator, precision_plugin: Those of the Trainer; None takes what the Trainer is given.
     """
 
     def __init__(
         self,
-        *,
+        accelerator: Any = None,
         parallel_devices: list[torch.device] | None = None,
         cluster_environment: ClusterEnvironment | None = None,
+        checkpoint_io: CheckpointIO | None = None,
+        precision_plugin: Any = None,
+        *,
         process_group_backend: str | None = None,
         timeout: timedelta | None = None,
-        checkpoint_io: CheckpointIO | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(accelerator, checkpoint_io, precision_plugin)
         self.parallel_devices = list(parallel_devices or [])
         self.cluster_environment = cluster_environment
         self.process_group_backend = process_group_backend
         self.timeout = _DEFAULT_TIMEOUT if timeout is None else timeout
-        if checkpoint_io is not None:
-            self.checkpoint_io = checkpoint_io
 
     # ------------------------------------------------------------------------------------------- the processes
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from fulgur.checkpoint.io import CheckpointIO
 from fulgur.strategies.strategy import Strategy
 
 
@@ -15,20 +16,23 @@ class SingleDeviceStrategy(Strategy):
 
     Args:
         device: Where. A `torch.device` or its name.
+        accelerator, precision_plugin: Those of the Trainer; None takes what the Trainer is given.
+        checkpoint_io: Writes and reads checkpoints; None is the default one.
     """
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        super().__init__()
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        accelerator: Any = None,
+        checkpoint_io: CheckpointIO | None = None,
+        precision_plugin: Any = None,
+    ) -> None:
+        super().__init__(accelerator, checkpoint_io, precision_plugin)
         self._root_device = torch.device(device)
 
     @property
     def root_device(self) -> torch.device:
         return self._root_device
-
-    def setup_module(self, module: Any) -> nn.Module:
-        self.lightning_module = module
-        self.model = module.to(self._root_device)
-        return self.model
 
     def teardown(self) -> None:
         """Move module and optimizer state to the host, so that the accelerator's memory is free."""

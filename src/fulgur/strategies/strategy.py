@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fulgur.launch.launcher import Launcher
     from fulgur.loops.plan import StepPlan
     from fulgur.precision.precision import Precision
+    from fulgur.strategies.layer_sync import LayerSync
     from fulgur.strategies.votes import Votes
 
 
@@ -40,24 +41,32 @@ class Strategy(ABC):
         sync_batchnorm: Whether batch norm layers see the batches of all ranks in training. Set by the Trainer.
         forward_is_collective: Whether a forward pass waits for the other ranks, so that all need the same number.
         restores_after_setup: Whether weights are loaded into the module after `setup_module`, rather than before.
-        precision_plugin: What the Trainer's precision is. Set by the Trainer.
+        accelerator: Kind of the devices; set by the Trainer.
+        precision_plugin: Number formats; set by the Trainer.
+        own_accelerator, own_precision: Those that the strategy was made with, which the Trainer takes; None for none.
+        layer_sync: Makes layers see all ranks in training; a plugin of the Trainer.
     """
 
     forward_is_collective: bool = False
     restores_after_setup: bool = False
 
-    def __init__(self) -> None:
+    def __init__(
+        self, accelerator: Any = None, checkpoint_io: CheckpointIO | None = None, precision_plugin: Any = None
+    ) -> None:
+        self.accelerator = self.own_accelerator = accelerator
         self.model: nn.Module | None = None
         self.lightning_module: Any = None
         self.optimizers: list[Any] = []
         self.lr_scheduler_configs: list[Any] = []
-        self.checkpoint_io: CheckpointIO = TorchCheckpointIO()
+        self.checkpoint_io: CheckpointIO = checkpoint_io or TorchCheckpointIO()
         self.parallel_devices: list[torch.device] = []
         self.num_nodes = 1
         self.cluster_environment: ClusterEnvironment | None = None
         self.launcher: Launcher | None = None
         self.sync_batchnorm = False
-        self.precision_plugin: Precision | None = None
+        self.precision_plugin: Precision | None = precision_plugin
+        self.own_precision: Precision | None = precision_plugin
+        self.layer_sync: LayerSync | None = None
 
     # ------------------------------------------------------------------------------------------- the processes
 
@@ -152,9 +161,26 @@ class Strategy(ABC):
     def prepare_configuration(self, module: nn.Module) -> None:
         """Called before ``configure_model`` of a module that has one. All ranks must reach this."""
 
-    @abstractmethod
     def setup_module(self, module: Any) -> nn.Module:
         """Place `module` on the device and wrap it. Returns what is kept as `model`."""
+        self.connect(module)
+        self.model_to_device()
+        assert self.model is not None
+        return self.model
+
+    def connect(self, model: Any) -> None:
+        """Take a module as the one that is trained."""
+        self.lightning_module = self.model = model
+
+    def model_to_device(self) -> None:
+        """Move the module to the device of this process."""
+        self.lightning_module.to(self.root_device)
+
+    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+        """A batch on `device`, by default that of this process. Override it to bring batches there another way."""
+        from fulgur.data.transfer import move_to_device
+
+        return move_to_device(batch, device or self.root_device)
 
     def wrap_step(self, step: Callable[..., Any], *, name: str = "training_step") -> Callable[..., Any]:
         """`step`, the method `name` of the module, routed through the wrapper that synchronises gradients.
@@ -244,6 +270,10 @@ class Strategy(ABC):
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         """`obj` of rank `src`, on all ranks."""
 
+    def all_reduce(self, tensor: Any, group: Any = None, reduce_op: str = "mean") -> Any:
+        """Another name of `reduce`."""
+        return self.reduce(tensor, group, reduce_op)
+
     @abstractmethod
     def reduce(self, tensor: Any, group: Any = None, reduce_op: str = "mean") -> Any:
         """`tensor` reduced over all ranks."""
@@ -284,6 +314,53 @@ class Strategy(ABC):
 
         All ranks must reach this.
         """
+
+    # -------------------------------------------------------------------------------- under the names of Lightning
+    # What a subclass overrides of these takes part in a run of the Trainer: see `own_parts`.
+
+    def setup_environment(self) -> None:
+        """Join the other processes."""
+        type(self).set_up_environment(self)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's step, on one batch."""
+        return self._run_step("training_step", args, kwargs)
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's step, on one batch."""
+        return self._run_step("validation_step", args, kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's step, on one batch."""
+        return self._run_step("test_step", args, kwargs)
+
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's step, on one batch."""
+        return self._run_step("predict_step", args, kwargs)
+
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """The backward pass of a loss."""
+        closure_loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+        """One step; `closure` runs forward and backward pass, hooks and clipping, and returns the loss."""
+        return optimizer.step(closure=closure, **kwargs)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """State of the module as it is saved."""
+        return type(self).model_state(self, self.lightning_module)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Load the module's state from a checkpoint."""
+        type(self).load_model_state(self, self.lightning_module, checkpoint["state_dict"], strict=strict)
+
+    def has_own(self, name: str) -> bool:
+        """Whether a subclass overrides the method `name`."""
+        return getattr(type(self), name) is not getattr(Strategy, name)
+
+    def _run_step(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        step = self.__dict__.get("_steps", {}).get(name) or getattr(self.lightning_module, name)
+        return step(*args, **kwargs)
 
     # ------------------------------------------------------------------------------------------------- states
 
