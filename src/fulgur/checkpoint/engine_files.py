@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -101,7 +101,7 @@ class EngineWriter:
         try:
             with open(path, "wb") as file:
                 stream = SummingFile(file)
-                torch.save(state_dict, stream)
+                torch.save(state_dict, cast("IO[bytes]", stream))
                 os.fsync(stream.fileno())
         except Exception as error:
             self._note(error)

@@ -187,6 +187,7 @@ class DeepSpeedStrategy(ParallelStrategy):
         }
         self._of_run: dict[str, Any] = {}
         self._engine: Any = None
+        self._hooks: set[int] = set()
         self._is_trained = False
         self._is_window_open = False
         self._step: Callable[..., Any] | None = None
@@ -237,7 +238,7 @@ class DeepSpeedStrategy(ParallelStrategy):
             return self._run_step
         module = self.lightning_module
         if self.stage == 3:
-            step = as_forward(module, module, step)
+            step = as_forward(module, module, step, hooks=self._hooks)
         buffers = list(module.buffers()) if self.world_size > 1 else []
         return partial(_evaluate, step, buffers) if buffers else step
 
@@ -294,15 +295,17 @@ class DeepSpeedStrategy(ParallelStrategy):
         optimizer.__dict__["zero_grad"] = _nothing  # its gradients are the engine's
         self._start(module, optimizer, self._of_run)
         assert self._step is not None
-        self._routed = as_forward(self._engine, module, self._step)
+        self._routed = as_forward(self._engine, module, self._step, hooks=self._hooks)
         if self._resumes:
             self._load_engine()
 
     def _start(self, module: nn.Module, optimizer: Any, config: dict[str, Any]) -> None:
         from fulgur.checkpoint.engine_files import EngineWriter
-        from fulgur.strategies.deepspeed_engine import start_engine
+        from fulgur.strategies.deepspeed_engine import hooks_of, start_engine
 
+        known = hooks_of(module)
         self._engine = start_engine(self._package(), module, optimizer, config, local_rank=self.local_rank)
+        self._hooks = hooks_of(module) - known
         self._is_trained = optimizer is not None
         if self._is_trained:
             self._engine.checkpoint_engine = EngineWriter(self._engine.checkpoint_engine)

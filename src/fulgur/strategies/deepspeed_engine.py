@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
@@ -128,29 +129,39 @@ def _local_rank_known(local_rank: int) -> Iterator[None]:
             os.environ["LOCAL_RANK"] = was
 
 
-def as_forward(call: Callable[..., Any], module: nn.Module, step: Callable[..., Any]) -> Callable[..., Any]:
+def hooks_of(module: nn.Module) -> set[int]:
+    """Keys of the hooks around the forward pass of `module` itself."""
+    return {*module._forward_pre_hooks, *module._forward_hooks}
+
+
+def as_forward(
+    call: Callable[..., Any], module: nn.Module, step: Callable[..., Any], *, hooks: Collection[int]
+) -> Callable[..., Any]:
     """`step` of `module`, run as the forward pass that `call` makes: with its parameters gathered.
 
-    Within it the module's own ``forward`` is what it was.
+    Within it ``module(x)`` is its own ``forward``, without the engine's hooks: they would give up what belongs to the
+    module itself before the step is over.
 
     Args:
         call: The engine, or the module.
         module: Whose forward pass it is.
         step: What runs in its place.
+        hooks: Keys of the engine's hooks.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
         own = module.__dict__.get("forward")
-
-        def forward(*inner: Any, **named: Any) -> Any:
-            restore()
-            return step(*inner, **named)
 
         def restore() -> None:
             if own is None:
                 module.__dict__.pop("forward", None)
             else:
                 module.__dict__["forward"] = own
+
+        def forward(*inner: Any, **named: Any) -> Any:
+            restore()
+            with _hidden(module, hooks):
+                return step(*inner, **named)
 
         module.__dict__["forward"] = forward
         try:
@@ -159,6 +170,19 @@ def as_forward(call: Callable[..., Any], module: nn.Module, step: Callable[..., 
             restore()
 
     return run
+
+
+@contextmanager
+def _hidden(module: nn.Module, hooks: Collection[int]) -> Iterator[None]:
+    """Within it a call of `module` does without `hooks`."""
+    kept = module._forward_pre_hooks, module._forward_hooks
+    module._forward_pre_hooks, module._forward_hooks = (
+        OrderedDict((key, hook) for key, hook in found.items() if key not in hooks) for found in kept
+    )
+    try:
+        yield
+    finally:
+        module._forward_pre_hooks, module._forward_hooks = kept
 
 
 def is_parted(module: nn.Module) -> bool:
