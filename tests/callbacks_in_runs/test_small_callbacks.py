@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -130,6 +131,25 @@ def test_indices_are_those_of_the_samples_in_any_order(
     make_trainer(callbacks=writer).predict(tiny(predict_step=predict_step), shuffled)
     assert [values for values, *_ in writer.batches] == [[float(i) for i in of] for _, of, *_ in writer.batches]
     assert sorted(i for _, of, *_ in writer.batches for i in of) == list(range(7))
+
+
+def test_writer_of_batches_has_one_prediction_in_memory_at_a_time(tiny: Any, make_trainer: Any, loader: Any) -> None:
+    made: list[Any] = []
+    alive: list[int] = []
+
+    def make(self: Any, batch: Any, batch_idx: int) -> Any:
+        prediction = batch.clone()
+        made.append(ref(prediction))
+        return prediction
+
+    class Counts(Writer):
+        def write_on_batch_end(self, *args: Any) -> None:
+            alive.append(sum(one() is not None for one in made))
+
+    trainer = make_trainer(callbacks=Counts("batch"))
+    trainer.predict(tiny(predict_step=make), loader(6), return_predictions=False)
+    assert alive == [1] * 6
+    assert trainer.predict_loop.epoch_batch_indices == [[]]
 
 
 def test_writer_with_an_unknown_interval_is_refused() -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from fulgur.callbacks.own_engine import has_own_engine
 from fulgur.callbacks.weight_averaging import require_whole_weights
 from fulgur.errors import MisconfigurationException, PossibleUserWarning
 from fulgur.hooks import Callback
@@ -40,6 +41,7 @@ class BaseFinetuning(Callback):
     Raises:
         MisconfigurationException: When a fit begins: the strategy splits the weights over ranks; or the groups of a
             checkpoint name parameters that the module has not.
+        NotImplementedError: When a fit begins: the strategy is DeepSpeed's.
 
     Example:
         >>> class UnfreezeAtTen(BaseFinetuning):
@@ -77,6 +79,11 @@ class BaseFinetuning(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
+            if has_own_engine(trainer.strategy):
+                raise NotImplementedError(
+                    f"{type(self).__name__} adds parameters to the optimizer while training, and DeepSpeed's engine "
+                    "takes none after its start. Use strategy='ddp', or freeze parameters in the module's __init__."
+                )
             require_whole_weights(trainer, type(self).__name__)
             self._internal_optimizer_metadata, self._learning, self._is_restored = {}, None, False
             self.freeze_before_training(pl_module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fulgur.callbacks.own_engine import has_own_engine
 from fulgur.errors import MisconfigurationException
 from fulgur.hooks import Callback
 
@@ -23,7 +24,7 @@ class GradientAccumulationScheduler(Callback):
         TypeError: `scheduling` is empty.
         MisconfigurationException: An epoch is not an integer of at least 0, or a factor not one of at least 1.
         ValueError: At `setup`, if the Trainer has its own ``accumulate_grad_batches``.
-        RuntimeError: At `setup`, if the module uses manual optimization.
+        RuntimeError: At `setup`, if the module uses manual optimization, or the strategy is DeepSpeed's.
 
     Example:
         >>> scheduler = GradientAccumulationScheduler({4: 2, 8: 4})
@@ -52,6 +53,11 @@ class GradientAccumulationScheduler(Callback):
             raise RuntimeError(
                 "GradientAccumulationScheduler works with automatic optimization; this module has "
                 "automatic_optimization=False. Remove the callback and accumulate in `training_step`."
+            )
+        if has_own_engine(trainer.strategy):
+            raise RuntimeError(
+                "GradientAccumulationScheduler does not work with DeepSpeed, whose engine accumulates the same number "
+                "of batches all along. Use Trainer(accumulate_grad_batches=...), or strategy='ddp' or 'fsdp'."
             )
         if trainer.accumulate_grad_batches != 1:
             raise ValueError(

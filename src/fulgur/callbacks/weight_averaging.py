@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from fulgur.callbacks.own_engine import has_own_engine
 from fulgur.errors import MisconfigurationException, PossibleUserWarning
 from fulgur.hooks import Callback, ignores_outputs
 from fulgur.rank import rank_zero_warn
@@ -232,7 +233,7 @@ class EMAWeightAveraging(WeightAveraging):
 
 
 def require_whole_weights(trainer: Trainer, name: str) -> None:
-    """Refuse a strategy under which no rank holds all weights.
+    """Refuse a strategy under which no rank holds all weights, or an engine holds those that count.
 
     Raises:
         MisconfigurationException: The Trainer has one.
@@ -242,6 +243,11 @@ def require_whole_weights(trainer: Trainer, name: str) -> None:
         raise MisconfigurationException(
             f"{name} needs the whole model on each rank, and {type(strategy).__name__} splits it. Use strategy='ddp', "
             "or remove the callback."
+        )
+    if has_own_engine(strategy):
+        raise MisconfigurationException(
+            f"{name} changes or reads weights between steps, and DeepSpeed's engine holds those that count. Use "
+            "strategy='ddp', or remove the callback."
         )
 
 

@@ -57,7 +57,7 @@ class PredictLoop(EvaluationLoopView):
 
     @property
     def epoch_batch_indices(self) -> list[list[list[int]]]:
-        """For each loader and batch, the indices of its samples; empty where they are unknown."""
+        """For each loader and batch whose prediction is kept, the indices of its samples; empty where unknown."""
         return self._indices
 
     def run(self, *, context: AbstractContextManager[Any]) -> list[Any]:
@@ -102,7 +102,7 @@ class PredictLoop(EvaluationLoopView):
             if self.keeps_predictions:
                 self._predictions[index].append(move_to_device(prediction, "cpu"))  # waits for the device
             batch = prediction = None  # their memory is free while the next batch is loaded and predicted
-            if self.records_indices:
+            if self.records_indices and self.keeps_predictions:
                 self._indices[index].append(self.current_batch_indices)
             if self.interrupt is not None:
                 self.interrupt()

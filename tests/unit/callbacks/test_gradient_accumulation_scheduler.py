@@ -12,7 +12,7 @@ MODULE: Any = SimpleNamespace(automatic_optimization=True)
 
 
 def make_trainer(epoch: int = 0, accumulate: int = 1) -> Any:
-    return SimpleNamespace(current_epoch=epoch, accumulate_grad_batches=accumulate)
+    return SimpleNamespace(current_epoch=epoch, accumulate_grad_batches=accumulate, strategy=None)
 
 
 def test_factor_changes_at_the_epochs_listed() -> None:
