@@ -87,6 +87,6 @@ def test_a_scheduler_costs_one_call_more() -> None:
     assert calls(run_scheduled).total == 5
 
 
-@pytest.mark.parametrize(("precision", "expected"), [("bf16-mixed", 5), ("64-true", 9)])
+@pytest.mark.parametrize(("precision", "expected"), [("bf16-mixed", 5), ("64-true", 5), ("bf16-true", 5)])
 def test_what_precisions_cost(precision: str, expected: int) -> None:
     assert calls(lambda n: run(with_fabric(n, precision=precision))).total == expected

@@ -17,14 +17,15 @@ from fulgur.data.loaders import epoch_samplers
 from fulgur.data.transfer import cast_floating, mover
 from fulgur.data.workers import begin_pass
 from fulgur.optim.manual import LightningOptimizer
-from fulgur.precision.precision import Precision
+from fulgur.precision.precision import DefaultDtype, Precision
 from fulgur.strategies.strategy import Strategy
 
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+_set_default_dtype = getattr(torch._C, "_set_default_dtype", torch.set_default_dtype)
 _OWN = frozenset(
     {
         *("_original_module", "_forward_module", "_strategy", "_precision"),
-        *("_call", "_methods", "_context", "_no_sync", "_is_routed"),
+        *("_call", "_methods", "_context", "_dtype", "_converts", "_no_sync", "_is_routed"),
     }
 )
 
@@ -58,9 +59,11 @@ class _FabricModule(nn.Module):
         self._original_module, self._forward_module = original, wrapped
         self._strategy, self._precision = strategy, precision
         self._context = precision.context_of_steps()
+        self._dtype = self._context.dtype if isinstance(self._context, DefaultDtype) else None
+        self._converts = precision.has_own("convert_input") or precision.has_own("convert_output")
         routed = strategy.route(wrapped)
         self._is_routed = wrapped is not original or routed is not wrapped
-        self._call = routed if compiler is None else compiler(wrapped)
+        self._call = routed if compiler is None else strategy.route_compiled(wrapped, compiler(wrapped))
         self._no_sync = strategy.no_sync_of(wrapped)
         self._methods: dict[str, Callable[..., Any]] = {}
         for name in _STEPS:
@@ -69,26 +72,35 @@ class _FabricModule(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The forward pass."""
+        if self._converts:
+            return self._run(self._call, args, kwargs)
         if self._context is None:
             return self._call(*args, **kwargs)
-        if self._precision.input_dtype is not None:
-            return self._run(self._call, args, kwargs)
-        with self._context:  # a call less than `_run`
-            outputs = self._call(*args, **kwargs)
-        return cast_floating(outputs, torch.get_default_dtype())
+        if self._dtype is None:
+            with self._context:
+                outputs = self._call(*args, **kwargs)
+            return cast_floating(outputs, torch.get_default_dtype())
+        usual = torch.get_default_dtype()
+        _set_default_dtype(self._dtype)  # what `_run` does, in one call instead of five
+        try:
+            kwargs = cast_floating(kwargs, self._dtype) if kwargs else kwargs
+            outputs = self._call(*cast_floating(args, self._dtype), **kwargs)
+        finally:
+            _set_default_dtype(usual)
+        if type(outputs) is torch.Tensor:
+            return outputs.to(usual) if outputs.is_floating_point() else outputs
+        return cast_floating(outputs, usual)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The forward pass."""
         return self(*args, **kwargs)
 
     def _run(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        dtype = self._precision.input_dtype
-        if dtype is not None:
-            args = cast_floating(args, dtype)
-            kwargs = cast_floating(kwargs, dtype) if kwargs else kwargs
+        precision = self._precision
+        args, kwargs = precision.convert_input(args), precision.convert_input(kwargs) if kwargs else kwargs
         with self._context or nullcontext():
             outputs = call(*args, **kwargs)
-        return cast_floating(outputs, torch.get_default_dtype())
+        return precision.convert_output(outputs)
 
     @property
     def module(self) -> nn.Module:
@@ -113,7 +125,8 @@ class _FabricModule(nn.Module):
             kind = type(self._original_module).__name__
             raise AttributeError(f"mark_forward_method({name!r}): {kind} has no method of this name.")
         routed = self._strategy.route(self._forward_module, found)
-        self._methods[name] = routed if self._context is None else partial(self._run_method, routed)
+        is_plain = self._context is None and not self._converts
+        self._methods[name] = routed if is_plain else partial(self._run_method, routed)
 
     def _run_method(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         return self._run(method, args, kwargs)

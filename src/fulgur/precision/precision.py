@@ -118,15 +118,15 @@ class DefaultDtype:
         dtype: A floating-point dtype.
     """
 
-    __slots__ = ("_dtype", "_previous")
+    __slots__ = ("_previous", "dtype")
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
+        self.dtype = dtype
         self._previous: list[torch.dtype] = []
 
     def __enter__(self) -> None:
         self._previous.append(torch.get_default_dtype())
-        torch.set_default_dtype(self._dtype)
+        torch.set_default_dtype(self.dtype)
 
     def __exit__(self, *exception: object) -> None:
         torch.set_default_dtype(self._previous.pop())

@@ -20,6 +20,7 @@ from fulgur.strategies.routing import (
     GradientSync,
     demanding_loss,
     is_sharded_whole,
+    resharding,
     route_call,
     route_evaluation,
     route_training,
@@ -224,6 +225,9 @@ class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
 
     def route(self, wrapped: nn.Module, method: Callable[..., Any] | None = None) -> Callable[..., Any]:
         return route_call(wrapped, method) if is_sharded_whole(wrapped) else super().route(wrapped, method)
+
+    def route_compiled(self, wrapped: nn.Module, compiled: Callable[..., Any]) -> Callable[..., Any]:
+        return resharding(wrapped, compiled) if is_sharded_whole(wrapped) else compiled
 
     def no_sync_of(self, wrapped: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
         return GradientSync(wrapped).off

@@ -64,7 +64,11 @@ def route_training(module: Any, step: Callable[..., Any]) -> Callable[..., Any]:
 
 def route_call(module: Any, method: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """`module`, or a method of it as its forward pass, which leaves nothing gathered that no backward pass gives up."""
-    call: Callable[..., Any] = module if method is None else as_forward(module, method)
+    return resharding(module, module if method is None else as_forward(module, method))
+
+
+def resharding(module: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call`, which runs `module`, and what it has gathered given up where no backward pass does that."""
     reshard = module.reshard
 
     def run(*args: Any, **kwargs: Any) -> Any:

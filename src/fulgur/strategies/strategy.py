@@ -252,6 +252,10 @@ class Strategy(ABC):
         """What such a loop calls: `wrapped`, or `method` of the module in it, with its gradients synchronised."""
         return wrapped if method is None else method
 
+    def route_compiled(self, wrapped: nn.Module, compiled: Callable[..., Any]) -> Callable[..., Any]:
+        """What such a loop calls where ``torch.compile`` has made `compiled` of `wrapped`."""
+        return compiled
+
     def no_sync_of(self, wrapped: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
         """Makes contexts in which backward passes through `wrapped` do not reduce gradients."""
         return nullcontext
