@@ -545,3 +545,55 @@ def printed(path: str) -> None:
 def test_engine_says_nothing(tmp_path: Path) -> None:
     ranks(printed, str(tmp_path / "said"), n=1)
     assert (tmp_path / "said").read_text() == ""
+
+
+def find_rate() -> None:
+    from fulgur.callbacks import LearningRateFinder
+
+    net = Net()
+    net.lr = 0.1  # type: ignore[assignment]
+    trainer(callbacks=[LearningRateFinder(num_training_steps=4)]).fit(net, loader())
+
+
+def train_with_another_trainer() -> None:
+    net = Net()
+    trainer().fit(net, loader())
+    trainer().fit(net, loader())
+
+
+def loop_of_the_users_own() -> None:
+    from fulgur import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=1, strategy=DeepSpeedStrategy())
+    fabric.launch()
+    fabric.setup(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (find_rate, "Trials of learning rates"),
+        (train_with_another_trainer, "another Trainer's DeepSpeed engine"),
+        (loop_of_the_users_own, "Fabric does not drive DeepSpeed's engine"),
+    ],
+)
+def test_what_would_go_past_the_engine_is_an_error(program: Any, message: str) -> None:
+    with pytest.raises(MisconfigurationException, match=message):
+        ranks(program, n=1)
+
+
+def train_again_and_another() -> None:
+    net, run = Net(), trainer(3, max_epochs=1)
+    run.fit(net, loader())
+    before = whole(net)
+    run.fit_loop.limits.max_epochs = 2
+    run.fit(net, loader())
+    assert run.global_step == 16
+    assert not same(before, whole(net))
+    other = Net()
+    assert run.test(other, loader(), verbose=False) != run.test(net, loader(), verbose=False)
+
+
+@pytest.mark.world_size(2)
+def test_trainer_takes_the_same_model_again_and_another_one() -> None:
+    ranks(train_again_and_another)
