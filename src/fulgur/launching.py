@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -66,24 +66,56 @@ def on_this_rank(trainer: Trainer, function: Callable[..., Any], call: Call, **k
             strategy.cluster_environment.teardown()
 
 
-class Runner(Protocol):
-    """What runs on the ranks: a Trainer, or a Fabric."""
+class Ranks:
+    """Where this process stands among the others: what a Trainer and a Fabric tell of it alike.
+
+    Attributes:
+        strategy: Places the model on the devices, and talks to other processes.
+    """
 
     strategy: Strategy
     _settings: Any
+    _num_nodes: int
+    _devices: list[torch.device]
 
     @property
-    def num_devices(self) -> int: ...
+    def global_rank(self) -> int:
+        """Rank among all processes."""
+        return self.strategy.global_rank
 
     @property
-    def num_nodes(self) -> int: ...
+    def local_rank(self) -> int:
+        """Rank among the processes of this machine."""
+        return self.strategy.local_rank
 
     @property
-    def world_size(self) -> int: ...
+    def node_rank(self) -> int:
+        """Index of this machine."""
+        return self.strategy.node_rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self.strategy.world_size
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this process prints and writes files: the first of all."""
+        return self.strategy.is_global_zero
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of machines."""
+        return self._num_nodes
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of this machine."""
+        return len(self._devices)
 
 
-def join_ranks(runner: Runner) -> None:
-    """Join the other processes of `runner`; again does nothing. All ranks must reach this.
+def join_ranks(ranks: Ranks) -> None:
+    """Join the other processes of `ranks`; again does nothing. All ranks must reach this.
 
     Raises:
         LayoutError: This process belongs to a group of another size.
@@ -92,9 +124,9 @@ def join_ranks(runner: Runner) -> None:
     from fulgur.launch.meeting import variables_set
 
     leave_last_words()
-    _leave_other_group(runner)
-    with variables_set(_alone_variables(runner)):
-        runner.strategy.set_up_environment()  # all ranks must reach this
+    _leave_other_group(ranks)
+    with variables_set(_alone_variables(ranks)):
+        ranks.strategy.set_up_environment()  # all ranks must reach this
 
 
 def prepare_once(strategy: Strategy, prepare: Callable[[], Any], *, on_each_node: bool) -> None:
@@ -144,9 +176,9 @@ def _own_store() -> Any:
     return c10d.PrefixStore("fulgur/shared", c10d._get_default_store().clone())
 
 
-def _leave_other_group(runner: Runner) -> None:
+def _leave_other_group(ranks: Ranks) -> None:
     """A process group of another size, as an earlier Trainer of one process leaves it, cannot be used."""
-    distributed, layout = torch.distributed, Layout(runner.num_devices, runner.num_nodes)
+    distributed, layout = torch.distributed, Layout(ranks.num_devices, ranks.num_nodes)
     is_joined = distributed.is_available() and distributed.is_initialized()
     if not is_joined:
         return
@@ -161,33 +193,33 @@ def _leave_other_group(runner: Runner) -> None:
     distributed.destroy_process_group()
 
 
-def _alone_variables(runner: Runner) -> dict[str, str]:
+def _alone_variables(ranks: Ranks) -> dict[str, str]:
     """What a process group of one process needs of the environment."""
-    strategy = runner.strategy
+    strategy = ranks.strategy
     environment = strategy.cluster_environment
     is_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if environment is None or is_joined or runner.world_size > 1 or environment.creates_processes_externally:
+    if environment is None or is_joined or ranks.world_size > 1 or environment.creates_processes_externally:
         return {}
     from fulgur.launch.ports import find_free_port
 
     return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
 
 
-def check_own_world(runner: Runner) -> None:
-    """See that `runner` has as many processes as this one has been started with.
+def check_own_world(ranks: Ranks) -> None:
+    """See that `ranks` has as many processes as this one has been started with.
 
     Raises:
         LayoutError: It has not.
     """
     started = find_own_layout()
-    if started is None or _is_alone(runner):
+    if started is None or _is_alone(ranks):
         return
     from fulgur.launch.script import check_layout
 
-    check_layout(started, Layout(runner.num_devices, runner.num_nodes))
+    check_layout(started, Layout(ranks.num_devices, ranks.num_nodes))
 
 
-def _is_alone(runner: Runner) -> bool:
+def _is_alone(ranks: Ranks) -> bool:
     """Whether the program has said that this process trains by itself."""
-    asked = runner._settings.strategy
+    asked = ranks._settings.strategy
     return isinstance(asked, SingleDeviceStrategy) or str(asked).lower() == "single_device"

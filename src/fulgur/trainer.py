@@ -21,6 +21,7 @@ from fulgur.connect import has_own_parts
 from fulgur.earlier import EarlierTrainer
 from fulgur.errors import MisconfigurationException
 from fulgur.hooks import Callback, earlier_hooks
+from fulgur.launching import Ranks
 from fulgur.loops.evaluate import EvaluationLoop
 from fulgur.loops.fit import FitLoop
 from fulgur.loops.limits import Limits
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     _Plugin = Precision | CheckpointIO | ClusterEnvironment | str
 
 
-class Trainer(EarlierTrainer):
+class Trainer(EarlierTrainer, Ranks):
     """Runs a `LightningModule`: loops, device, precision, logging, checkpoints.
 
     Every argument has a default; ``PL_TRAINER_<ARGUMENT>`` in the environment supplies others. The arguments of 1.x
@@ -820,44 +821,9 @@ class Trainer(EarlierTrainer):
     # ------------------------------------------------------------------------------------------------- processes
 
     @property
-    def global_rank(self) -> int:
-        """Rank among all processes."""
-        return self.strategy.global_rank
-
-    @property
-    def local_rank(self) -> int:
-        """Rank among the processes of this machine."""
-        return self.strategy.local_rank
-
-    @property
-    def node_rank(self) -> int:
-        """Index of this machine."""
-        return self.strategy.node_rank
-
-    @property
-    def world_size(self) -> int:
-        """Number of processes."""
-        return self.strategy.world_size
-
-    @property
-    def num_nodes(self) -> int:
-        """Number of machines."""
-        return self._num_nodes
-
-    @property
-    def num_devices(self) -> int:
-        """Devices of this machine."""
-        return len(self._devices)
-
-    @property
     def device_ids(self) -> list[int]:
         """Indices of the devices of this machine."""
         return [device.index if device.index is not None else i for i, device in enumerate(self._devices)]
-
-    @property
-    def is_global_zero(self) -> bool:
-        """Whether this process prints and writes files."""
-        return self.strategy.is_global_zero
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int] | None:

@@ -35,7 +35,7 @@ from fulgur.fabric.wrappers import (
     unwrap,
     unwrap_compiled,
 )
-from fulgur.launching import check_own_world, join_ranks
+from fulgur.launching import Ranks, check_own_world, join_ranks
 from fulgur.loops.scaling import LossScaling
 from fulgur.rank import rank_zero_warn
 from fulgur.rng import seed_everything
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 Path = str | os.PathLike[str]
 
 
-class Fabric:
+class Fabric(Ranks):
     """Devices, processes, precision, logging and checkpoints for a loop of the user's own.
 
     Args:
@@ -127,41 +127,6 @@ class Fabric:
     def device(self) -> torch.device:
         """Device of this process."""
         return self.strategy.root_device
-
-    @property
-    def num_devices(self) -> int:
-        """Processes of this machine."""
-        return len(self._devices)
-
-    @property
-    def num_nodes(self) -> int:
-        """Machines."""
-        return self._num_nodes
-
-    @property
-    def world_size(self) -> int:
-        """Number of processes."""
-        return self.strategy.world_size
-
-    @property
-    def global_rank(self) -> int:
-        """Rank among all processes."""
-        return self.strategy.global_rank
-
-    @property
-    def local_rank(self) -> int:
-        """Rank among the processes of this machine."""
-        return self.strategy.local_rank
-
-    @property
-    def node_rank(self) -> int:
-        """Index of this machine."""
-        return self.strategy.node_rank
-
-    @property
-    def is_global_zero(self) -> bool:
-        """Whether this is the first process of all."""
-        return self.strategy.is_global_zero
 
     @property
     def loggers(self) -> list[Logger]:
