@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -25,7 +25,7 @@ from typing import IO, Any, cast
 
 import torch
 
-from fulgur.checkpoint.location import is_sharded, local_path
+from fulgur.checkpoint.location import local_path
 from fulgur.checkpoint.sharded import SHARDS_KEY
 from fulgur.checkpoint.sharded_write import (
     FORMAT_VERSION,
@@ -37,6 +37,7 @@ from fulgur.checkpoint.sharded_write import (
     failed_write,
     measure_file,
 )
+from fulgur.checkpoint.write import sync_directory
 from fulgur.errors import CheckpointError, CheckpointRefusedError, MissingExtraError
 
 ENGINE_KEY = "deepspeed"
@@ -158,6 +159,7 @@ def save_engine(
             files = {name: entry for part in parts for name, entry in part.files.items()}
             beside = [temporary.path / "latest", *temporary.path.glob("*.py")]
             files |= {file.name: measure_file(file) for file in beside}
+            _sync(temporary.path / TAG, beside)
             complete_directory(plain, files, target, temporary)
         except (OSError, CheckpointError, ValueError) as error:
             temporary.remove()
@@ -168,6 +170,14 @@ def save_engine(
     failure = ranks.broadcast(failure)  # all ranks must reach this
     if failure is not None:
         raise failure
+
+
+def _sync(folder: Path, files: Iterable[Path]) -> None:
+    """Wait until what DeepSpeed has written beside the engine's files is on the disk, and the names of those."""
+    for file in files:
+        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())
+    sync_directory(folder)
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
@@ -231,12 +241,3 @@ def _allow_classes() -> Iterator[None]:
     found = (getattr(import_module(module), name, None) for module, name in _CLASSES)
     with torch.serialization.safe_globals([cls for cls in found if cls is not None]):
         yield
-
-
-def is_engines(path: str | os.PathLike[str]) -> bool:
-    """Whether DeepSpeed's engine has written what is at `path`, as far as its ``meta.pt`` can be read."""
-    if not is_sharded(path):
-        return False
-    from fulgur.checkpoint.sharded_read import load_meta
-
-    return engine_of(load_meta(path, mmap=True)) is not None
