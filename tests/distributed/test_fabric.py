@@ -178,7 +178,10 @@ def save_and_load(kind: str, folder: str, other: str) -> bool:
     return state["step"] == 12 and same_moments and all(torch.equal(loaded[k], expected[k]) for k in expected)
 
 
-PAIRS = [("ddp", "ddp"), ("ddp", "fsdp"), ("fsdp", "ddp")] + [
+PAIRS = [
+    ("ddp", "ddp"),
+    ("ddp", "fsdp"),
+    ("fsdp", "ddp"),
     ("fsdp", "sharded"),
     ("sharded", "sharded"),
     ("sharded", "ddp"),

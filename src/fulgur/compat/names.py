@@ -48,8 +48,9 @@ _LOGGER = {
 }
 _CSV = {"fulgur.loggers.csv_logs": "CSVLogger ExperimentWriter"}
 _TENSORBOARD = {"fulgur.loggers.tensorboard": "TensorBoardLogger"}
-_PRECISIONS = {"fulgur.precision": "DoublePrecision HalfPrecision MixedPrecision Precision"}
+_PRECISIONS = {"fulgur.precision": "DoublePrecision FSDPPrecision HalfPrecision MixedPrecision Precision"}
 _LAYER_SYNC = {"fulgur.strategies.layer_sync": "LayerSync TorchSyncBatchNorm"}
+_COLLECTIVES = {f"{_S}.collectives": "Collective SingleDeviceCollective TorchCollective"}
 _CHECKPOINT_IO = {"fulgur.checkpoint.io": "CheckpointIO TorchCheckpointIO"}
 _PROFILERS = {"fulgur.profilers": "AdvancedProfiler PassThroughProfiler Profiler PyTorchProfiler SimpleProfiler"}
 _STRATEGIES = {
@@ -254,6 +255,8 @@ _PYTORCH: dict[str, dict[str, str]] = {
     "loops.fit_loop": {"fulgur.loops.fit": "_FitLoop=FitLoop FitLoop"},
     "loops.prediction_loop": {"fulgur.loops.predict": "_PredictionLoop=PredictLoop"},
     "loops.utilities": {f"{_S}.optimizers": "check_finite_loss"},
+    "overrides": {},
+    "overrides.distributed": {f"{_S}.samplers": "UnrepeatedDistributedSampler UnrepeatedDistributedSamplerWrapper"},
     "plugins": {
         **_CHECKPOINT_IO,
         **_PRECISIONS,
@@ -268,6 +271,7 @@ _PYTORCH: dict[str, dict[str, str]] = {
     "plugins.precision": _PRECISIONS,
     "plugins.precision.amp": {"fulgur.precision": "MixedPrecision"},
     "plugins.precision.double": {"fulgur.precision": "DoublePrecision"},
+    "plugins.precision.fsdp": {"fulgur.precision": "FSDPPrecision"},
     "plugins.precision.half": {"fulgur.precision": "HalfPrecision"},
     "plugins.precision.precision": {"fulgur.precision": "Precision"},
     "plugins.precision.precision_plugin": {"fulgur.precision": "PrecisionPlugin=Precision"},
@@ -364,12 +368,17 @@ _FABRIC: dict[str, dict[str, str]] = {
     "loggers.logger": _LOGGER,
     "loggers.tensorboard": _TENSORBOARD,
     "plugins": {**_CHECKPOINT_IO, **_PRECISIONS, "fulgur.launch.environments": "ClusterEnvironment"},
+    "plugins.collectives": _COLLECTIVES,
+    "plugins.collectives.collective": {f"{_S}.collectives": "Collective"},
+    "plugins.collectives.single_device": {f"{_S}.collectives": "SingleDeviceCollective"},
+    "plugins.collectives.torch_collective": {f"{_S}.collectives": "TorchCollective"},
     "plugins.io": _CHECKPOINT_IO,
     "plugins.io.checkpoint_io": {"fulgur.checkpoint.io": "CheckpointIO"},
     "plugins.io.torch_io": {"fulgur.checkpoint.io": "TorchCheckpointIO"},
     "plugins.precision": _PRECISIONS,
     "plugins.precision.amp": {"fulgur.precision": "MixedPrecision"},
     "plugins.precision.double": {"fulgur.precision": "DoublePrecision"},
+    "plugins.precision.fsdp": {"fulgur.precision": "FSDPPrecision"},
     "plugins.precision.half": {"fulgur.precision": "HalfPrecision"},
     "plugins.precision.precision": {"fulgur.precision": "Precision"},
     "strategies": _STRATEGIES,
@@ -419,6 +428,12 @@ GONE = {
     "lightning.app": "apps are no part of training",
     "lightning.pytorch.overrides.data_parallel": "DataParallel is gone: use strategy='ddp'",
     "lightning.pytorch.callbacks.gpu_stats_monitor": "use DeviceStatsMonitor",
+    "lightning.pytorch.strategies.DDPFullyShardedStrategy": "fairscale's is gone: use FSDPStrategy",
+    "lightning.fabric.strategies.dp": "DataParallel is gone: use strategy='ddp'",
+    "lightning.pytorch.accelerators.XLAAccelerator": "it does not drive TPUs: use 'cpu', 'cuda' or 'mps'",
+    "lightning.pytorch.plugins.XLAPrecision": "it does not drive TPUs",
+    "lightning.pytorch.plugins.BitsandbytesPrecision": "quantized layers are not among its precisions",
+    "lightning.pytorch.plugins.TransformerEnginePrecision": "it does not drive Transformer Engine: use 'bf16-mixed'",
     "lightning.pytorch.loggers.test_tube": "TestTube is gone: use CSVLogger or TensorBoardLogger",
 }
 """Modules that newer versions of the old packages have not got either, with the way out."""

@@ -11,13 +11,15 @@ from fulgur.precision.precision import Precision
 
 if TYPE_CHECKING:
     from fulgur.precision.double import DoublePrecision
+    from fulgur.precision.fsdp import FSDPPrecision
     from fulgur.precision.half import HalfPrecision
     from fulgur.precision.mixed import MixedPrecision
 
-_HOMES = {"DoublePrecision": "double", "HalfPrecision": "half", "MixedPrecision": "mixed"}
+_HOMES = {"DoublePrecision": "double", "FSDPPrecision": "fsdp", "HalfPrecision": "half", "MixedPrecision": "mixed"}
 
 __all__ = [
     "DoublePrecision",
+    "FSDPPrecision",
     "FullPrecision",
     "HalfPrecision",
     "MixedPrecision",
