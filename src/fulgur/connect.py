@@ -29,7 +29,7 @@ from fulgur.loops.own_steps import run_step
 from fulgur.loops.plan import StepPlan, build_plan, step_of, takes_iterator
 from fulgur.module import LightningModule
 from fulgur.optim.configure import OptimizerSetup
-from fulgur.profilers.profiler import PassThroughProfiler
+from fulgur.profilers.profiler import PassThroughProfiler, measured
 from fulgur.sources import (
     Call,
     can_validate,
@@ -76,13 +76,19 @@ def connect_training(trainer: Trainer, call: Call, setup: OptimizerSetup) -> Non
         clip_algorithm=trainer.gradient_clip_algorithm,
         accumulate=trainer.accumulate_grad_batches,
     )
+    loop.measure = None
     if is_profiled(trainer):
         _profile_training(trainer)
     if trainer.strategy.is_distributed:
         _connect_ranks(trainer, loop.plan)
-    no_sync = trainer.strategy.no_grad_sync
+    no_sync, of_user = trainer.strategy.no_grad_sync, None if loop.is_automatic else "optimizer_step"
     for update in loop.plan.updates:
-        update.wrapped.bind(partial(run_step, loop, update), optimizers=setup.optimizers, no_sync=no_sync)
+        step: Any = partial(run_step, loop, update)
+        update.wrapped.bind(
+            measured(trainer.profiler, step, of_user) if of_user else step,
+            optimizers=setup.optimizers,
+            no_sync=no_sync,
+        )
     loop.write_metrics = partial(_write_metrics, trainer, epoch=lambda: trainer.current_epoch)
     loop.recollect = partial(_recollect, trainer, list(trainer.callbacks))
     loop.load_epoch = partial(_load_epoch, trainer, call)
@@ -151,7 +157,8 @@ def _profile_training(trainer: Trainer) -> None:
     from fulgur.profilers.wrap import time_hooks, timed
 
     module, plan, profiler = trainer.lightning_module, trainer.fit_loop.plan, trainer.profiler
-    prefix = f"[LightningModule]{type(module).__name__}"
+    prefix = f"[Strategy]{type(trainer.strategy).__name__}"
+    trainer.fit_loop.measure = partial(measured, profiler)
     time_hooks(trainer.fit_loop.hooks, profiler)
     plan.training_step = timed(profiler, f"{prefix}.training_step", plan.training_step)
     plan.backward = timed(profiler, f"{prefix}.backward", module.backward)
@@ -159,7 +166,8 @@ def _profile_training(trainer: Trainer) -> None:
         update.training_step = timed(profiler, f"{prefix}.training_step", update.training_step)
         update.backward = timed(profiler, f"{prefix}.backward", update.backward or module.backward)
     if module.automatic_optimization:
-        plan.optimizer_step = timed(profiler, f"{prefix}.optimizer_step", module.optimizer_step)
+        own = f"[LightningModule]{type(module).__name__}.optimizer_step"
+        plan.optimizer_step = timed(profiler, own, module.optimizer_step)
 
 
 def _recollect(trainer: Trainer, known: list[Any]) -> None:
@@ -204,11 +212,8 @@ def load_training(trainer: Trainer, call: Call) -> None:
     """Ask for the training loader, and settle everything that depends on its length."""
     loop, limits = trainer.fit_loop, trainer.fit_loop.limits
     feed = train_feed(trainer, call)
-    loop.fetch = feed.fetch(0, transfer_of(trainer, 0) if not loop.plan.takes_iterator else None)
-    if is_profiled(trainer):
-        from fulgur.profilers.wrap import TimedBatches
-
-        loop.fetch.loader = TimedBatches(loop.fetch.loader, trainer.profiler, "[Trainer]next_training_batch")
+    _measure_batches(trainer, feed, "[_TrainingEpochLoop].train_dataloader_next")
+    loop.fetch = feed.fetch(0, _transfer_of(trainer, 0) if not loop.plan.takes_iterator else None)
     trainer._loaded_at["train"] = trainer.current_epoch
     loop.n_batches, loop.is_sized = feed.n_batches[0], feed.is_sized[0]
     if is_profiled(trainer):
@@ -220,6 +225,18 @@ def load_training(trainer: Trainer, call: Call) -> None:
     loop.val_every = _validation_interval(limits, feed)
     if loop.validate is None and can_validate(trainer, call):
         loop.validate = partial(_validate_in_fit, trainer, call)
+
+
+def _measure_batches(trainer: Trainer, feed: Feed, action_name: str) -> None:
+    if is_profiled(trainer):
+        from fulgur.profilers.wrap import timed_batches
+
+        feed.measure = partial(timed_batches, profiler=trainer.profiler, action_name=action_name)
+
+
+def _transfer_of(trainer: Trainer, dataloader_idx: int) -> Callable[[Any], Any]:
+    name = f"[Strategy]{type(trainer.strategy).__name__}.batch_to_device"
+    return measured(trainer.profiler, transfer_of(trainer, dataloader_idx), name)
 
 
 def load_first_validation(trainer: Trainer, call: Call) -> None:
@@ -345,7 +362,9 @@ def eval_plan(trainer: Trainer, module: LightningModule, prefix: str, feed: Feed
     if is_profiled(trainer):
         from fulgur.profilers.wrap import timed
 
-        step = timed(trainer.profiler, f"[LightningModule]{type(module).__name__}.{prefix}_step", step)
+        step = timed(trainer.profiler, f"[Strategy]{type(trainer.strategy).__name__}.{prefix}_step", step)
+        next_batch = {"predict": "[_PredictionLoop].predict_next", "test": "[_EvaluationLoop].test_next"}
+        _measure_batches(trainer, feed, next_batch.get(prefix, "[_EvaluationLoop].val_next"))
         if trainer.state.fn != "fit":
             trainer.profiler.prepare(module, sum(feed.n_batches))
     model_eval = f"on_{prefix}_model_eval"
@@ -353,7 +372,7 @@ def eval_plan(trainer: Trainer, module: LightningModule, prefix: str, feed: Feed
         module=module,
         step=step,
         hooks=_stage_hooks(trainer, prefix, passes_loader_idx=n_loaders > 1),
-        transfers=[None if draws_itself else transfer_of(trainer, index) for index in range(n_loaders)],
+        transfers=[None if draws_itself else _transfer_of(trainer, index) for index in range(n_loaders)],
         passes_loader_idx=n_loaders > 1,
         model_eval=getattr(module, model_eval) if own(model_eval) or trainer.model is not module else None,
         model_train=getattr(module, name) if own(name := f"on_{prefix}_model_train") else None,

@@ -43,6 +43,7 @@ from fulgur.loops.choose import check_turns
 from fulgur.loops.resume import begin_epoch_at, keep_epoch, resume_epoch
 from fulgur.module import LightningModule
 from fulgur.optim.configure import OptimizerSetup, build_optimizers
+from fulgur.profilers.profiler import measured
 from fulgur.rank import rank_zero_warn
 from fulgur.resolve import determinism, merge_module_callbacks
 from fulgur.rng import fold_rng, isolate_rng
@@ -281,10 +282,10 @@ def _teardown(trainer: Trainer, call: Call) -> None:
     module, stage = trainer.lightning_module, call.fn
     trainer.metrics.scope = None
     if trainer.datamodule is not None:
-        trainer.datamodule.teardown(stage=stage)
+        measured(trainer.profiler, trainer.datamodule.teardown)(stage=stage)
     for callback in trainer.callbacks:
-        callback.teardown(trainer, module, stage=stage)
-    module.teardown(stage=stage)
+        measured(trainer.profiler, callback.teardown)(trainer, module, stage=stage)
+    measured(trainer.profiler, module.teardown)(stage=stage)
 
 
 # --------------------------------------------------------------------------------------------------- the beginning
@@ -370,10 +371,10 @@ def _start(trainer: Trainer, call: Call) -> None:
         trainer.profiler.setup(str(stage), trainer.local_rank, trainer.log_dir)
     trainer._has_set_up = True
     if datamodule is not None:
-        datamodule.setup(stage=stage)
+        measured(trainer.profiler, datamodule.setup)(stage=stage)
     for callback in trainer.callbacks:
-        callback.setup(trainer, module, stage=stage)
-    module.setup(stage=stage)
+        measured(trainer.profiler, callback.setup)(trainer, module, stage=stage)
+    measured(trainer.profiler, module.setup)(stage=stage)
     trainer.strategy.barrier("setup")
     if overrides(module, "configure_model", LightningModule):
         trainer.strategy.prepare_configuration(module)  # all ranks must reach this
@@ -483,7 +484,7 @@ def _check_sources(trainer: Trainer, call: Call) -> None:
 
 
 def _configure_optimizers(trainer: Trainer, module: LightningModule) -> OptimizerSetup:
-    returned = module.configure_optimizers()
+    returned = measured(trainer.profiler, module.configure_optimizers)()
     if returned is None and module.automatic_optimization:
         rank_zero_warn(
             f"configure_optimizers of {type(module).__name__} returned None, so nothing will be trained. Return the "

@@ -16,6 +16,7 @@ from fulgur.errors import MisconfigurationException, PossibleUserWarning
 from fulgur.hooks import overrides
 from fulgur.loops.feed import Feed, build_eval_feed, build_train_feed
 from fulgur.module import LightningModule
+from fulgur.profilers.profiler import measured
 from fulgur.rank import rank_zero_warn
 from fulgur.states import TrainerFn
 
@@ -70,7 +71,7 @@ def find_source(trainer: Trainer, call: Call, name: str) -> tuple[str, Callable[
         candidates.append((trainer.datamodule, LightningDataModule))
     for owner, base in candidates:
         if owner is not None and overrides(owner, hook, base):
-            return f"{type(owner).__name__}.{hook}()", getattr(owner, hook)
+            return f"{type(owner).__name__}.{hook}()", measured(trainer.profiler, getattr(owner, hook))
     return None
 
 

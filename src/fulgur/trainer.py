@@ -28,7 +28,7 @@ from fulgur.loops.limits import Limits
 from fulgur.loops.predict import PredictLoop
 from fulgur.metrics import MetricLog
 from fulgur.module import LightningModule
-from fulgur.profilers.profiler import PassThroughProfiler, Profiler
+from fulgur.profilers.profiler import PassThroughProfiler, Profiler, measured
 from fulgur.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 
 if TYPE_CHECKING:
@@ -387,10 +387,18 @@ class Trainer(EarlierTrainer, Ranks):
             )
         if checkpoint_io is None and not weights_only and saving.is_saved_again(self, filepath):
             return
+        # Between two runs the profiler is at rest.
+        profiler = self.profiler if self.state.stage is not None else PassThroughProfiler()
+        write = measured(profiler, self._write_checkpoint, "save_checkpoint")
+        write(filepath, bool(weights_only), storage_options, checkpoint_io)
+
+    def _write_checkpoint(
+        self, filepath: Any, weights_only: bool, storage_options: Any, checkpoint_io: CheckpointIO | None
+    ) -> None:
         scope, self.metrics.scope = self.metrics.scope, None  # nothing can be logged in the hooks of a checkpoint
         if not self.checkpoint_callbacks:  # with them, it was said when fit began
             saving.warn_of_refused_hparams(self)
-        checkpoint = saving.build_checkpoint(self, weights_only=bool(weights_only))
+        checkpoint = saving.build_checkpoint(self, weights_only=weights_only)
         self.metrics.scope = scope
         own = {} if checkpoint_io is None else {"checkpoint_io": checkpoint_io}
         self.strategy.save_checkpoint(checkpoint, filepath, storage_options, **own)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from tests.trainer.conftest import Letters, Net, numbers, quiet
 
+from fulgur.callbacks import Callback
+from fulgur.datamodule import LightningDataModule
 from fulgur.profilers import PassThroughProfiler, Profiler, SimpleProfiler
 
 
@@ -17,16 +19,67 @@ def test_simple_profiler_counts_steps_hooks_and_batches() -> None:
     quiet(max_epochs=2, profiler=profiler, callbacks=[Letters()]).fit(Net(), numbers(3), numbers(2))
     n_calls = {action: len(durations) for action, durations in profiler.recorded_durations.items()}
     expected = {
-        "[LightningModule]Net.training_step": 6,
-        "[LightningModule]Net.backward": 6,
+        "run_training_epoch": 2,
+        "run_training_batch": 6,
+        "[Strategy]SingleDeviceStrategy.batch_to_device": 10,
+        "[Strategy]SingleDeviceStrategy.training_step": 6,
+        "[Strategy]SingleDeviceStrategy.backward": 6,
         "[LightningModule]Net.optimizer_step": 6,
-        "[LightningModule]Net.validation_step": 4,
+        "[LightningModule]Net.setup": 1,
+        "[LightningModule]Net.configure_optimizers": 1,
+        "[LightningModule]Net.teardown": 1,
+        "[Strategy]SingleDeviceStrategy.validation_step": 4,
+        "[Callback]Letters.setup": 1,
         "[Callback]Letters.on_train_batch_end": 6,
         "[Callback]Letters.on_train_epoch_end": 2,
         "[Callback]Letters.on_validation_end": 2,
-        "[Trainer]next_training_batch": 8,  # six batches, and the end of the loader twice
+        "[_TrainingEpochLoop].train_dataloader_next": 8,  # six batches, and the end of the loader twice
+        "[_EvaluationLoop].val_next": 4,
     }
     assert {action: n_calls.get(action) for action in expected} == expected
+
+
+def test_simple_profiler_counts_loaders_of_a_datamodule_checkpoints_and_manual_steps(tmp_path: Path) -> None:
+    class Manual(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            self.optimizers().step()  # type: ignore[union-attr]
+
+    class Data(LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return numbers(3)
+
+        def predict_dataloader(self) -> Any:
+            return numbers(2)
+
+    profiler = SimpleProfiler()
+    trainer = quiet(max_epochs=1, profiler=profiler, callbacks=[Saves(tmp_path)])
+    trainer.fit(Manual(), datamodule=Data())
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    trainer.test(trainer.lightning_module, numbers(2), verbose=False)
+    trainer.predict(datamodule=Data())
+    n_calls = {action: len(durations) for action, durations in profiler.recorded_durations.items()}
+    expected = {
+        "optimizer_step": 3,
+        "save_checkpoint": 1,
+        "[LightningDataModule]Data.setup": 3,  # it stays the Trainer's
+        "[LightningDataModule]Data.train_dataloader": 1,
+        "[LightningDataModule]Data.predict_dataloader": 1,
+        "[_EvaluationLoop].test_next": 2,
+        "[_PredictionLoop].predict_next": 2,
+    }
+    assert {action: n_calls.get(action) for action in expected} == expected
+
+
+class Saves(Callback):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        trainer.save_checkpoint(self.folder / "file.ckpt")
 
 
 def test_profiler_by_name_reports_a_table_when_the_run_ends(caplog: pytest.LogCaptureFixture) -> None:
@@ -34,7 +87,7 @@ def test_profiler_by_name_reports_a_table_when_the_run_ends(caplog: pytest.LogCa
         quiet(max_epochs=1, profiler="simple").fit(Net(), numbers(2))
     report = next(message for message in caplog.messages if "Profiler Report" in message)
     assert "FIT Profiler Report" in report
-    assert "[LightningModule]Net.training_step" in report
+    assert "[Strategy]SingleDeviceStrategy.training_step" in report
     assert "Mean duration (s)" in report
 
 
@@ -44,7 +97,7 @@ def test_profiler_with_a_file_name_writes_a_file_for_each_stage(tmp_path: Path) 
     trainer.fit(model, numbers(2))
     trainer.test(model, numbers(2), verbose=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fit-perf.txt", "test-perf.txt"]
-    assert "Net.test_step" in (tmp_path / "test-perf.txt").read_text()
+    assert "SingleDeviceStrategy.test_step" in (tmp_path / "test-perf.txt").read_text()
 
 
 def test_profiled_run_computes_the_same() -> None:
@@ -97,3 +150,5 @@ def test_without_a_profiler_nothing_is_wrapped() -> None:
     assert trainer.fit_loop.plan.training_step == model.training_step
     assert trainer.fit_loop.plan.backward is None
     assert trainer.fit_loop.plan.optimizer_step is None
+    assert trainer.fit_loop.measure is None
+    assert trainer.fit_loop.fetch.measure is None

@@ -183,7 +183,8 @@ def _add_histogram(experiment: Any, tag: str, row: list[float], step: int) -> No
     if module == "wandb":
         import wandb
 
-        experiment.log({tag: wandb.Histogram(np_histogram=(counts, edges)), "trainer/global_step": step})
+        histogram: Any = (counts, edges)
+        experiment.log({tag: wandb.Histogram(np_histogram=histogram), "trainer/global_step": step})
     elif hasattr(experiment, "add_histogram_raw") and not _is_dummy(experiment):
         experiment.add_histogram_raw(tag, low, high, n, total, squares, edges[1:], counts, global_step=step)
 

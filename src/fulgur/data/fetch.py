@@ -30,6 +30,7 @@ class Fetch:
         transfer: Brings a batch to the device.
         unpack: Gets the batch out of what the loader yields; None where it yields batches.
         is_exhausted: Whether the loader is asked for an end after its last batch, as a hand-written loop does.
+        measure: Takes the iterator of a pass, and gives one that measures the wait for each batch; None for none.
         weigh: Gives `weight` and `lack` of the batch that the loader yielded last; None where every batch counts 1.
 
     Attributes:
@@ -53,8 +54,9 @@ class Fetch:
         unpack: Callable[[Any], Any] | None = None,
         is_exhausted: bool = False,
         weigh: Callable[[], tuple[float, float]] | None = None,
+        measure: Callable[[Iterator[Any]], Iterator[Any]] | None = None,
     ) -> None:
-        self.weigh = weigh
+        self.weigh, self.measure = weigh, measure
         self.uncounted: Uncounted | None = None
         self.weight, self.lack = 1.0, 0.0
         self.loader, self.n_batches, self.is_sized = loader, n_batches, is_sized
@@ -105,6 +107,8 @@ class Fetch:
         self._following = state.get("following", _END)
         self.is_last = False
         items = begin_pass(self.loader)
+        if self.measure is not None:
+            items = self.measure(items)
         batches = items if self.unpack is None else map(self.unpack, items)
         if self.weigh is None:
             return self._sized(batches, self.transfer) if self.is_sized else self._ahead(batches, self.transfer)

@@ -25,6 +25,11 @@ Parameters = tuple[Tensor, ...]
 
 def choose_step(loop: FitLoop) -> Step:
     """The step for the optimizers and hooks that there are in this epoch."""
+    step = _choose(loop)
+    return step if loop.measure is None else loop.measure(step, "run_training_batch")
+
+
+def _choose(loop: FitLoop) -> Step:
     updates, turns = loop.plan.updates, loop.plan.turns
     if not loop.is_automatic or not updates:
         return partial(manual_step, loop)

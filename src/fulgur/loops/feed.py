@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -56,6 +56,7 @@ class Feed:
         is_divided: Whether there are several ranks, so that this one may have no batch where others have some.
         looks_ahead: Whether one batch is read ahead although the length is known: a rank that learns too late which
             batch was the last has not reduced its gradients with the others.
+        measure: What measures the wait for batches, as `Fetch` takes it.
     """
 
     structure: Any
@@ -72,6 +73,7 @@ class Feed:
     joined: list[JoinedLoader] = field(default_factory=list)
     is_divided: bool = False
     looks_ahead: bool = False
+    measure: Callable[[Iterator[Any]], Iterator[Any]] | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -108,6 +110,7 @@ class Feed:
             unpack=itemgetter(0) if self.unpacks[index] else None,
             is_exhausted=self.is_exhausted and at_most >= self.n_batches[index],
             weigh=self.weighs[index] if self.weighs else None,
+            measure=self.measure,
         )
 
     def set_epoch(self, epoch: int) -> None:

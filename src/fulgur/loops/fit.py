@@ -69,6 +69,7 @@ class FitLoop(FitLoopView):
         resumed_accumulate: The same of an epoch that is resumed midway, until it goes on.
         interrupt: Called once between two steps: raises what a signal asked for, or does what `call_soon` was given.
         monitors_may_log: Whether a callback that runs after all others at an epoch's end may log there.
+        measure: Takes a function and the name of an action, and gives one that is measured; None measures nothing.
         passed: Batches since the first epoch began whose end lies behind, for `Agreement` to read.
         between: Called where something may end that no batch stands for; None on one process.
         agree: Whether all ranks do what one of them wants, see `Agreement.agree`; None on one process.
@@ -105,6 +106,7 @@ class FitLoop(FitLoopView):
         self.sums_before: SumsBefore | None = None
         self.accumulate = 1
         self.resumed_accumulate: int | None = None
+        self.measure: Callable[[Callable[..., Any], str], Callable[..., Any]] | None = None
         self.updated = False
         self.last_validation = time.monotonic()
 
@@ -169,7 +171,7 @@ class FitLoop(FitLoopView):
         if progress.phase == "start":
             self.call(self.hooks.on_train_epoch_start, plan.scopes.epoch_start)
         self.accumulate, self.resumed_accumulate = self.resumed_accumulate or self.limits.accumulate, None
-        is_cut = self._batches()
+        is_cut = self._batches() if self.measure is None else self.measure(self._batches, "run_training_epoch")()
         progress.phase = "cut" if is_cut else "ended"
         end_epoch(self)
         progress.cut_at = progress.batch if is_cut else 0

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class AdvancedProfiler(Profiler):
     """Runs cProfile for each action and reports the functions that took most time. Slows Python code down.
 
-    Python profiles one action at a time: an action within another is counted as part of the outer one.
+    Python profiles one action at a time: what an action does within another is counted for the inner one alone.
 
     Args:
         dirpath: As in `Profiler`.
@@ -37,12 +37,13 @@ class AdvancedProfiler(Profiler):
         self._running: list[str] = []
 
     def start(self, action_name: str) -> None:
-        """Begin to profile, unless an outer action is being profiled."""
+        """Begin to profile; an outer action waits until the end of this one."""
         import cProfile
 
+        if self._running:
+            self.profiled_actions[self._running[-1]].disable()
         self._running.append(action_name)
-        if len(self._running) == 1:
-            self.profiled_actions.setdefault(action_name, cProfile.Profile()).enable()
+        self.profiled_actions.setdefault(action_name, cProfile.Profile()).enable()
 
     def stop(self, action_name: str) -> None:
         """End what `start` began.
@@ -52,9 +53,10 @@ class AdvancedProfiler(Profiler):
         """
         if not self._running or self._running[-1] != action_name:
             raise ActionError(action_name, is_running=False)
-        if len(self._running) == 1:
-            self.profiled_actions[action_name].disable()
+        self.profiled_actions[action_name].disable()
         self._running.pop()
+        if self._running:
+            self.profiled_actions[self._running[-1]].enable()
 
     def summary(self) -> str:
         """The profiles as text, one after another, each sorted by cumulative time."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,6 +112,21 @@ class PassThroughProfiler(Profiler):
 
     def stop(self, action_name: str) -> None:
         """Do nothing."""
+
+
+def measured(profiler: Profiler, call: Callable[..., Any], action_name: str | None = None) -> Callable[..., Any]:
+    """`call`, measured by `profiler`; `call` itself where nothing is measured, so that such a run pays nothing.
+
+    Args:
+        profiler: What measures.
+        call: A function, or a hook of the user's.
+        action_name: Name in the report. None makes it of a hook's owner and its name.
+    """
+    if isinstance(profiler, PassThroughProfiler):
+        return call
+    from fulgur.profilers.wrap import name_of_hook, timed
+
+    return timed(profiler, action_name or name_of_hook(call), call)
 
 
 class ActionError(ValueError):

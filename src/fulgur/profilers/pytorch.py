@@ -28,7 +28,7 @@ _SORT_KEYS = (
     "count",
 )
 _SCHEDULE = {"wait": 1, "warmup": 1, "active": 3}
-_NEXT_BATCH = "next_training_batch"
+_NEXT_BATCH = "train_dataloader_next"
 _STEP_ENDS = {
     "fit": ".training_step",
     "validate": ".validation_step",

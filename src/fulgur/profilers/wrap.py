@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -26,33 +26,29 @@ def time_hooks(hooks: Any, profiler: Profiler) -> None:
     """Measure every hook in a record of tuples of hooks, each under its owner's name."""
     for field in fields(hooks):
         calls = getattr(hooks, field.name)
-        setattr(hooks, field.name, tuple(timed(profiler, _action_name(call, field.name), call) for call in calls))
+        setattr(hooks, field.name, tuple(timed(profiler, name_of_hook(call, field.name), call) for call in calls))
 
 
-class TimedBatches:
-    """A loader, with the wait for each batch measured."""
-
-    def __init__(self, loader: Iterable[Any], profiler: Profiler, action_name: str) -> None:
-        self.loader, self.profiler, self.action_name = loader, profiler, action_name
-
-    def __iter__(self) -> Iterator[Any]:
-        # Begins at once, as an iterator of the loader itself would: it draws random numbers.
-        return self._batches(iter(self.loader))
-
-    def _batches(self, batches: Iterator[Any]) -> Iterator[Any]:
-        while True:
-            with self.profiler.profile(self.action_name):
-                batch = next(batches, _END)
-            if batch is _END:
-                return
-            yield batch
+def timed_batches(batches: Iterator[Any], *, profiler: Profiler, action_name: str) -> Iterator[Any]:
+    """`batches`, with the wait for each measured."""
+    while True:
+        with profiler.profile(action_name):
+            batch = next(batches, _END)
+        if batch is _END:
+            return
+        yield batch
 
 
-def _action_name(call: Callable[..., Any], hook: str) -> str:
+def name_of_hook(call: Callable[..., Any], hook: str = "") -> str:
+    """``[LightningModule]Net.on_fit_start`` and the like: kind, owner and name of a hook, or of a collected one."""
     bound = call.func if isinstance(call, partial) else call
     bound = getattr(bound, "hook", bound)
     owner = getattr(bound, "__self__", None)
     name = getattr(bound, "__name__", hook)
-    if not isinstance(call, partial):
-        return f"[LightningModule]{type(owner).__name__}.{name}" if owner is not None else name
-    return f"[Callback]{owner.state_key}.{name}" if owner is not None else f"[Callback]{name}"
+    if owner is None:
+        return f"[Callback]{name}" if isinstance(call, partial) else name
+    kinds = {cls.__name__ for cls in type(owner).__mro__}
+    if isinstance(call, partial) or "Callback" in kinds:
+        return f"[Callback]{owner.state_key}.{name}"
+    kind = "LightningDataModule" if "LightningDataModule" in kinds else "LightningModule"
+    return f"[{kind}]{type(owner).__name__}.{name}"

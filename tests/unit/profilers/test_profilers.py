@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pstats
 from pathlib import Path
 
 import pytest
@@ -54,11 +55,22 @@ def test_stopping_what_does_not_run_is_an_error(profiler: Profiler) -> None:
         profiler.stop("step")
 
 
-def test_advanced_allows_an_action_within_another() -> None:
+def test_advanced_counts_an_action_within_another_for_itself() -> None:
+    def first() -> None: ...
+
+    def second() -> None: ...
+
+    def third() -> None: ...
+
     profiler = AdvancedProfiler()
-    with profiler.profile("outer"), profiler.profile("inner"):
-        pass
-    assert list(profiler.profiled_actions) == ["outer"]
+    with profiler.profile("outer"):
+        first()
+        with profiler.profile("inner"):
+            second()
+        third()
+    called = {name: {f[2] for f in pstats.Stats(p).stats} for name, p in profiler.profiled_actions.items()}  # type: ignore[attr-defined]
+    names = {"first", "second", "third"}
+    assert {name: of & names for name, of in called.items()} == {"outer": {"first", "third"}, "inner": {"second"}}
 
 
 def test_report_goes_to_a_file_named_after_stage_and_rank(tmp_path: Path) -> None:
@@ -107,13 +119,13 @@ def test_simple_leaves_the_arguments_of_callbacks_out_of_its_table() -> None:
     long = (
         "[Callback]ModelCheckpoint{'monitor': 'val_loss', 'mode': 'min', 'every_n_train_steps': 0}.on_train_epoch_end"
     )
-    for name in (long, "[LightningModule]Net.training_step"):
+    for name in (long, "[Strategy]DDPStrategy.training_step"):
         with profiler.profile(name):
             pass
     lines = profiler.summary().splitlines()
     assert any(line.startswith("[Callback]ModelCheckpoint.on_train_epoch_end  ") for line in lines)
     assert max(map(len, lines)) <= 110
-    assert set(profiler.recorded_durations) == {long, "[LightningModule]Net.training_step"}
+    assert set(profiler.recorded_durations) == {long, "[Strategy]DDPStrategy.training_step"}
 
 
 def test_simple_keeps_the_arguments_that_tell_two_callbacks_apart() -> None:

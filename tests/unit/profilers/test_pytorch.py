@@ -43,7 +43,7 @@ def test_the_default_schedule_records_three_steps_of_five(tmp_path: Path) -> Non
     profiler = PyTorchProfiler(tmp_path, "ops")
     Trainer(profiler=profiler, limit_train_batches=6, **QUIET).fit(BoringModel())
     (events,) = traces(tmp_path).values()
-    assert count(events, "[LightningModule]BoringModel.training_step") == 3
+    assert count(events, "[Strategy]SingleDeviceStrategy.training_step") == 3
     assert count(events, "[LightningModule]BoringModel.optimizer_step") == 3
     assert count(events, "[module]Linear: layer") == 3
     assert any(event.get("name") == "aten::linear" for event in events)
@@ -54,12 +54,12 @@ def test_each_round_of_the_schedule_has_a_trace(tmp_path: Path) -> None:
         BoringModel()
     )
     found = [json.loads(path.read_text())["traceEvents"] for path in tmp_path.glob("*.pt.trace.json")]
-    assert [count(events, "[LightningModule]BoringModel.training_step") for events in found] == [3, 3]
+    assert [count(events, "[Strategy]SingleDeviceStrategy.training_step") for events in found] == [3, 3]
 
 
 def test_a_stage_of_fewer_steps_is_recorded_whole(tmp_path: Path) -> None:
     Trainer(profiler=PyTorchProfiler(tmp_path, "ops"), limit_train_batches=4, **QUIET).fit(BoringModel())
-    assert count(traces(tmp_path)["fit-ops"], "[LightningModule]BoringModel.training_step") == 4
+    assert count(traces(tmp_path)["fit-ops"], "[Strategy]SingleDeviceStrategy.training_step") == 4
 
 
 def test_a_step_ends_where_the_next_batch_is_asked_for(tmp_path: Path) -> None:
@@ -67,9 +67,9 @@ def test_a_step_ends_where_the_next_batch_is_asked_for(tmp_path: Path) -> None:
     profiler = PyTorchProfiler(tmp_path, "ops", schedule=schedule(wait=1, warmup=1, active=2, repeat=1))
     Trainer(profiler=profiler, limit_train_batches=8, **QUIET).fit(BoringModel())
     events = traces(tmp_path)["fit-ops"]
-    names = ("training_step", "backward", "optimizer_step")
-    assert [count(events, f"[LightningModule]BoringModel.{name}") for name in names] == [2, 2, 2]
-    assert count(events, "[Trainer]next_training_batch") == 2
+    names = ("[Strategy]SingleDeviceStrategy.training_step", "[Strategy]SingleDeviceStrategy.backward")
+    assert [count(events, name) for name in (*names, "[LightningModule]BoringModel.optimizer_step")] == [2, 2, 2]
+    assert count(events, "[_TrainingEpochLoop].train_dataloader_next") == 2
 
 
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
@@ -78,7 +78,7 @@ def test_other_stages_are_recorded_too(stage: str, tmp_path: Path) -> None:
     trainer = Trainer(profiler=PyTorchProfiler(tmp_path, "ops"), **(QUIET | limit))
     getattr(trainer, stage)(BoringModel())
     name = {"validate": "validation"}.get(stage, stage)
-    assert count(traces(tmp_path)[f"{stage}-ops"], f"[LightningModule]BoringModel.{name}_step") == 2
+    assert count(traces(tmp_path)[f"{stage}-ops"], f"[Strategy]SingleDeviceStrategy.{name}_step") == 2
 
 
 def test_report_of_the_stage(tmp_path: Path) -> None:
