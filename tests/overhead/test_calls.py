@@ -143,7 +143,9 @@ STEPS = {
     ),
     "accumulation": Case(5.75, arguments=lambda: {"accumulate_grad_batches": 4}),
     "clipping by norm": Case(CLIPPING, arguments=lambda: {"gradient_clip_val": 1.0}),
-    "clipping by value": Case(CLIPPING, arguments=lambda: {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}),
+    "clipping by value": Case(
+        CLIPPING, arguments=lambda: {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}
+    ),
     "bf16-mixed": Case(6, arguments=lambda: {"precision": "bf16-mixed"}),
     "bf16-true": Case(10, arguments=lambda: {"precision": "bf16-true"}),
     "64-true": Case(10, arguments=lambda: {"precision": "64-true"}),
