@@ -166,6 +166,49 @@ class EarlierTrainer:
         return self._own.strategy
 
     @property
+    def running_sanity_check(self) -> bool:
+        """The name of `sanity_checking` in 1.0 and 1.1."""
+        return self._own.sanity_checking
+
+    @property
+    def fitting(self) -> bool:
+        """Whether fit runs."""
+        return self._own.state.fn == "fit"
+
+    @property
+    def train_loop(self) -> Any:
+        """The name of `fit_loop` in 1.0 to 1.2."""
+        return self._own.fit_loop
+
+    @property
+    def batch_idx(self) -> int:
+        """Index of the training batch that runs or ran last; -1 before the first."""
+        return self._own.fit_loop.batch_idx
+
+    @property
+    def total_batch_idx(self) -> int:
+        """The same counted over all epochs."""
+        return self._own.fit_loop.total_batch_idx
+
+    @property
+    def distributed_backend(self) -> str | None:
+        """What joins the processes: "ddp", "fsdp", …; None on one process."""
+        kind = type(self._own.strategy).__name__
+        return kind.removesuffix("Strategy").lower() if self._own.strategy.is_distributed else None
+
+    @property
+    def accelerator_backend(self) -> Any:
+        """The name of `accelerator` in 1.0 and 1.1."""
+        return self._own.accelerator
+
+    @property
+    def prediction_writer_callbacks(self) -> list[Any]:
+        """Callbacks that write predictions."""
+        from fulgur.callbacks import BasePredictionWriter
+
+        return [callback for callback in self._own.callbacks if isinstance(callback, BasePredictionWriter)]
+
+    @property
     def gpus(self) -> int:
         """GPUs of this machine that the Trainer uses."""
         return sum(device.type == "cuda" for device in self._own._devices)

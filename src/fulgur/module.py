@@ -295,6 +295,25 @@ class LightningModule(HyperparametersMixin, ModuleHooks, nn.Module):
                 rank_zero_only=rank_zero_only,
             )
 
+    def get_progress_bar_dict(self) -> dict[str, Any]:
+        """What the bar shows besides what was logged for it: ``v_num``. Override it, as in 1.x, for other things."""
+        if self._trainer is None:
+            return {}
+        from fulgur.callbacks.progress import standard_metrics
+
+        return standard_metrics(self._trainer)
+
+    def summarize(self, mode: str | None = "top", max_depth: int | None = None) -> Any:
+        """The table of layers, as in 1.x.
+
+        Args:
+            mode: "top" for the direct children, "full" for all layers.
+            max_depth: Levels to list, in the place of `mode`; -1 for all.
+        """
+        from fulgur.callbacks.summary import Summary
+
+        return Summary(self, {"top": 1, "full": -1}.get(mode or "top", 1) if max_depth is None else max_depth)
+
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print from global rank 0 only, above the progress bar."""
         if self._trainer is None and self._fabric is not None:

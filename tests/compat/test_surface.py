@@ -150,6 +150,19 @@ TRAINER = [
     "use_amp",
     "weights_save_path",
     "tuning",
+    "running_sanity_check",
+    "fitting",
+    "train_loop",
+    "batch_idx",
+    "total_batch_idx",
+    "distributed_backend",
+    "accelerator_backend",
+    "prediction_writer_callbacks",
+    "fit_loop.epoch_loop.batch_progress.current.completed",
+    "strategy.world_size",
+    "strategy.global_rank",
+    "strategy.accelerator",
+    "strategy.precision_plugin",
 ]
 
 MODULE = [

@@ -94,15 +94,14 @@ class ProgressBar(Callback):
         """
         logged = trainer.flushed_progress_bar_metrics if self._reads_last_flush else trainer.progress_bar_metrics
         shown: dict[str, int | str | float | dict[str, float]] = {}
-        versions = [_short_version(logger.version) for logger in trainer.loggers if logger.version not in (None, "")]
-        if versions:
-            shown["v_num"] = versions[0] if len(versions) == 1 else "_".join(str(version) for version in versions)
-            if "v_num" in logged:
-                rank_zero_warn(
-                    "The metric 'v_num' hides the logger's version in the progress bar. Log it under another name, or "
-                    "override ProgressBar.get_metrics.",
-                    PossibleUserWarning,
-                )
+        of_module = getattr(pl_module, "get_progress_bar_dict", None)  # 1.x; there may be no module yet
+        shown.update(standard_metrics(trainer) if of_module is None else of_module())
+        if "v_num" in shown and "v_num" in logged:
+            rank_zero_warn(
+                "The metric 'v_num' hides the logger's version in the progress bar. Log it under another name, or "
+                "override ProgressBar.get_metrics.",
+                PossibleUserWarning,
+            )
         shown.update(logged)
         return shown
 
@@ -455,6 +454,14 @@ class PlainProgressBar(TimedProgressBar):
 
     def _build_display(self) -> Display:
         return PlainDisplay(self.interval_s)
+
+
+def standard_metrics(trainer: Trainer) -> dict[str, int | str]:
+    """What bars show of the run itself: ``v_num``, the versions of the loggers."""
+    versions = [_short_version(logger.version) for logger in trainer.loggers if logger.version not in (None, "")]
+    if not versions:
+        return {}
+    return {"v_num": versions[0] if len(versions) == 1 else "_".join(str(version) for version in versions)}
 
 
 def _short_version(version: int | str) -> int | str:

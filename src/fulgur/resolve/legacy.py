@@ -112,16 +112,15 @@ def translate_legacy(given: Mapping[str, Any]) -> tuple[dict[str, Any], LegacySe
 def _refuse_retired(given: Mapping[str, Any]) -> None:
     for name in given:
         if name in _RETIRED:
-            raise UnknownArgumentError(
-                f"Trainer has no argument {name!r}; it was renamed. Use {_RETIRED[name]}={given[name]!r}."
-            )
+            today = _TODAY.get(name) or f"{_RETIRED[name]}={given[name]!r}"
+            raise UnknownArgumentError(f"Trainer has no argument {name!r}; it was renamed. Use {today}.")
 
 
 # Today's arguments with values of 1.x
 
 
 def _accelerator(name: str, value: Any, call: _Call) -> None:
-    if isinstance(value, str) and (value.startswith(("ddp", "deepspeed")) or value in _GONE_STRATEGIES):
+    if isinstance(value, str) and (value.startswith(("ddp", "deepspeed")) or value in GONE_STRATEGIES):
         del call.today[name]
         _strategy_name(name, value, call)
 
@@ -189,8 +188,8 @@ def _distributed_backend(name: str, value: Any, call: _Call) -> None:
 
 
 def _strategy_name(name: str, value: Any, call: _Call) -> None:
-    if value in _GONE_STRATEGIES or str(value).startswith("ddp_sharded"):
-        advice = _GONE_STRATEGIES.get(value, "strategy='fsdp'")
+    if value in GONE_STRATEGIES or str(value).startswith("ddp_sharded"):
+        advice = GONE_STRATEGIES.get(value, "strategy='fsdp'")
         raise MisconfigurationException(f"{name}={value!r} is no longer there. Use {advice} instead.")
     if value == "ddp_cpu":
         call.set("accelerator", "cpu", name)
@@ -335,12 +334,15 @@ def _only(*allowed: Any, advice: str) -> Rule:
     return rule
 
 
-_GONE_STRATEGIES = {
+GONE_STRATEGIES = {
     "dp": "strategy='ddp'",
     "ddp2": "strategy='ddp'",
     "horovod": "strategy='ddp'",
     "ddp_sharded": "strategy='fsdp'",
     "ddp_sharded_spawn": "strategy='fsdp'",
+    "fsdp_native": "strategy='fsdp'",
+    "bagua": "strategy='ddp'",
+    "colossalai": "strategy='fsdp'",
 }
 
 _NONE_IS_DEFAULT = ("accelerator", "strategy", "devices", "fast_dev_run", "overfit_batches", "num_nodes")
@@ -390,6 +392,9 @@ _RULES: dict[str, Rule] = {
     "default_save_path": _renamed("default_root_dir"),
 }
 
+_TODAY = {"use_amp": "precision='16-mixed' or 'bf16-mixed'", "print_nan_grads": "detect_anomaly=True"}
+"""What stands in the place of arguments whose values mean something else today."""
+
 _RETIRED = {
     "add_row_log_interval": "log_every_n_steps",
     "check_val_every_n_epochs": "check_val_every_n_epoch",
@@ -401,6 +406,7 @@ _RETIRED = {
     "nb_sanity_val_steps": "num_sanity_val_steps",
     "num_tpu_cores": "tpu_cores",
     "overfit_pct": "overfit_batches",
+    "print_nan_grads": "detect_anomaly",
     "row_log_interval": "log_every_n_steps",
     "show_progress_bar": "enable_progress_bar",
     "test_percent_check": "limit_test_batches",

@@ -199,6 +199,10 @@ def _find_strategy(asked: Any, processes: Processes) -> Strategy:
     if name == "auto":
         name = "single_device" if processes.layout.size == 1 else "ddp_fork" if is_interactive() else "ddp"
     if name not in StrategyRegistry:
+        from fulgur.resolve.legacy import GONE_STRATEGIES
+
+        if name in GONE_STRATEGIES:
+            raise ValueError(f"strategy={asked!r} is no longer there. Use {GONE_STRATEGIES[name]} instead.")
         known = ["auto", *StrategyRegistry.available_strategies()]
         raise ValueError(f"strategy={asked!r} is unknown.{nearest_name(str(asked), known)} Use 'auto'.")
     if name == "single_device":

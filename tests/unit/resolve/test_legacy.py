@@ -11,7 +11,8 @@ import torch
 from fulgur.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint, ModelSummary, ProgressBar
 from fulgur.errors import MisconfigurationException, UnknownArgumentError
 from fulgur.resolve import LegacySettings, build_arguments, check_arguments, translate_legacy
-from fulgur.resolve.legacy import LEGACY_NAMES
+from fulgur.resolve.arguments import ARGUMENT_NAMES
+from fulgur.resolve.legacy import _RETIRED, LEGACY_NAMES
 
 
 @pytest.fixture
@@ -235,6 +236,15 @@ def test_weight_averaging_needs_a_learning_rate() -> None:
 def test_names_older_than_1_0_are_errors_that_name_todays(name: str, named: str) -> None:
     with pytest.raises(UnknownArgumentError, match=f"Use {named}"):
         today(**{name: 0.5})
+
+
+@pytest.mark.parametrize("name", sorted(_RETIRED))
+def test_each_name_older_than_1_0_is_an_error_that_names_an_argument_of_today(name: str) -> None:
+    with pytest.raises(UnknownArgumentError, match="it was renamed") as error:
+        today(**{name: 1})
+    named = str(error.value).partition("Use ")[2].partition("=")[0]
+    assert named == _RETIRED[name]
+    assert named in {*ARGUMENT_NAMES, *LEGACY_NAMES}
 
 
 def test_full_call_with_the_defaults_of_1_x_is_accepted() -> None:
