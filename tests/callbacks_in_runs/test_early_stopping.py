@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fulgur.callbacks import EarlyStopping, ModelCheckpoint
+from fulgur.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from fulgur.callbacks.early_stopping import EarlyStoppingReason
 
 
@@ -103,6 +103,37 @@ def test_training_metric_is_monitored(tiny: Any, make_trainer: Any, loader: Any)
     trainer = make_trainer(callbacks=stopper, max_epochs=20, enable_checkpointing=False)
     trainer.fit(tiny(training_step=training_step), loader(2))
     assert (stopper.stopped_epoch, stopper.best_score) == (4, 8.0)
+
+
+@pytest.mark.parametrize("n_steps", [2, 4, 5])
+def test_an_epoch_cut_short_counts_once_in_a_resumed_run(
+    n_steps: int, tiny: Any, make_trainer: Any, loader: Any, tmp_path: Any
+) -> None:
+    def step(self: Any, batch: Any, batch_idx: int) -> Any:
+        self.log("train_score", 1.0)
+        return self.layer(batch).mean()
+
+    saver = ModelCheckpoint(dirpath=tmp_path, filename="a", every_n_epochs=1)
+    cut = make_trainer(callbacks=[EarlyStopping("train_score"), saver], max_epochs=9, max_steps=n_steps)
+    cut.fit(tiny(training_step=step), loader(3))
+    stopper = EarlyStopping("train_score")
+    trainer = make_trainer(callbacks=stopper, max_epochs=9, enable_checkpointing=False)
+    trainer.fit(tiny(training_step=step), loader(3), ckpt_path=tmp_path / "a.ckpt")
+    assert (stopper.stopped_epoch, trainer.global_step) == (3, 12)
+
+
+def test_a_validation_that_is_there_only_because_the_run_stops_does_not_count(
+    tiny: Any, make_trainer: Any, loader: Any
+) -> None:
+    class StopsAtFour(Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            trainer.should_stop = trainer.global_step == 4
+
+    stopper = EarlyStopping("score", check_on_train_epoch_end=False)
+    trainer = make_trainer(callbacks=[stopper, StopsAtFour()], enable_checkpointing=False, max_epochs=9)
+    module = tiny(1.0)
+    trainer.fit(module, loader(3), loader(1))
+    assert (stopper.wait_count, trainer.global_step) == (0, 4)
 
 
 def test_waiting_goes_on_where_the_checkpoint_was_taken(

@@ -36,8 +36,8 @@ class EarlyStopping(Callback):
 
     The metric is read once a check: at the end of each training epoch if every epoch ends with one validation,
     otherwise at the end of each validation. A check waits for the device and is a collective: every rank gets the
-    same answer. Nothing is checked outside of fit, in the sanity check, or under ``fast_dev_run``. A fit goes on
-    until ``min_epochs`` and ``min_steps`` are reached, whatever this callback asks for.
+    same answer. Nothing is checked outside of fit, in the sanity check, or under ``fast_dev_run``; nor where a limit
+    cuts an epoch short, for a run that goes on from there comes to its end again. A fit goes on until ``min_epochs`` and ``min_steps`` are reached, whatever this callback asks for.
 
     Args:
         monitor: Name under which the metric is logged.
@@ -135,11 +135,14 @@ class EarlyStopping(Callback):
             self._check_on_train_epoch_end = once_an_epoch and trainer.check_val_every_n_epoch == 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._check_on_train_epoch_end and not _is_check_skipped(trainer):
+        # A run resumed from an epoch cut short comes to the end of that epoch again.
+        if self._check_on_train_epoch_end and not _is_check_skipped(trainer) and not trainer.fit_loop.is_epoch_cut:
             self._check(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._check_on_train_epoch_end and not _is_check_skipped(trainer):
+        if self._check_on_train_epoch_end or _is_check_skipped(trainer):
+            return
+        if not trainer.fit_loop.validates_only_to_stop:
             self._check(trainer)
 
     def _check(self, trainer: Trainer) -> None:

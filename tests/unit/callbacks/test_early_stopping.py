@@ -37,6 +37,7 @@ def make_trainer(**changes: Any) -> Any:
         "check_val_every_n_epoch": 1,
         "state": SimpleNamespace(fn="fit"),
         "strategy": FakeStrategy(),
+        "fit_loop": SimpleNamespace(is_epoch_cut=False, validates_only_to_stop=False),
     }
     return SimpleNamespace(**(values | changes))
 
