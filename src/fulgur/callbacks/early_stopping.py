@@ -35,9 +35,10 @@ class EarlyStopping(Callback):
     """Ask for the end of a fit once `monitor` has not improved for `patience` checks in a row.
 
     The metric is read once a check: at the end of each training epoch if every epoch ends with one validation,
-    otherwise at the end of each validation. A check waits for the device and is a collective: every rank gets the
-    same answer. Nothing is checked outside of fit, in the sanity check, or under ``fast_dev_run``; nor where a limit
-    cuts an epoch short, for a run that goes on from there comes to its end again. A fit goes on until ``min_epochs`` and ``min_steps`` are reached, whatever this callback asks for.
+    otherwise at the end of each validation. A check waits for the device and is a collective: every rank gets the same
+    answer. Nothing is checked outside of fit, in the sanity check, or under ``fast_dev_run``; nor where a limit cuts an
+    epoch short, for a run that goes on from there comes to its end again. A fit goes on until ``min_epochs`` and
+    ``min_steps`` are reached, whatever this callback asks for.
 
     Args:
         monitor: Name under which the metric is logged.
