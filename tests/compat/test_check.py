@@ -147,3 +147,43 @@ def test_nothing_found_is_success(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_path_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert report(["nowhere.py"]) == 2
     assert capsys.readouterr().err == "There is no 'nowhere.py'.\n"
+
+
+OTHER_PARTS = """
+import lightning as L
+import pytorch_lightning as pl
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.collectives import TorchCollective
+from lightning.fabric.strategies import DDPStrategy, FSDPStrategy
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CometLogger, MLFlowLogger, NeptuneLogger, WandbLogger
+from lightning.pytorch.plugins import FSDPPrecision, LayerSync, TorchSyncBatchNorm
+from lightning.pytorch.tuner import Tuner
+from pytorch_lightning.tuner.tuning import Tuner as SameTuner
+from pytorch_lightning.utilities.cli import MODEL_REGISTRY
+
+fabric = L.Fabric(accelerator="cpu", devices=1, precision="bf16-mixed", loggers=[])
+fabric.launch()
+model, optimizer = fabric.setup(model, optimizer)
+fabric.backward(loss)
+fabric.strategy.barrier()
+
+class CLI(LightningCLI):
+    def add_arguments_to_parser(self, parser):
+        parser.link_arguments("data.width", "model.width")
+
+cli = CLI(Model, Data, save_config_kwargs={"overwrite": True}, run=False)
+cli.trainer.fit(cli.model)
+trainer = pl.Trainer(max_epochs=1, logger=MLFlowLogger(experiment_name="x"), plugins=[TorchSyncBatchNorm()])
+Tuner(trainer).lr_find(model).suggestion()
+trainer.tuner.scale_batch_size(model)
+trainer.tune(model)
+trainer.logger.run_id
+trainer.strategy.all_reduce(x), trainer.strategy.batch_to_device(x), trainer.strategy._ddp_kwargs
+trainer.precision_plugin.forward_context(), trainer.precision_plugin.convert_input(x)
+trainer.running_sanity_check, trainer.train_loop.epoch_loop
+"""
+
+
+def test_fabric_the_command_line_the_tuner_and_loggers_are_no_findings() -> None:
+    assert check_source(OTHER_PARTS) == []

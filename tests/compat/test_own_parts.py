@@ -154,6 +154,19 @@ def test_a_strategy_s_accelerator_that_contradicts_the_trainer_s_is_an_error() -
         quiet(strategy=DDPStrategy(accelerator=CPUAccelerator()), accelerator="mps")
 
 
+def test_states_of_optimizers_are_loaded_by_the_strategy() -> None:
+    class Adam(BoringModel):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters(), lr=0.1)
+
+    first, second = quiet(accelerator="cpu"), quiet(accelerator="cpu", max_steps=1)
+    first.fit(Adam())
+    second.fit(Adam())
+    states = [optimizer.state_dict() for optimizer in first.strategy.optimizers]
+    second.strategy.load_optimizer_state_dict({"optimizer_states": states})
+    assert [s["step"].item() for s in second.optimizers[0].state.values()] == [2.0, 2.0]
+
+
 # --------------------------------------------------------------------------------------------------- precision
 
 

@@ -162,6 +162,9 @@ TRAINER = [
     "strategy.world_size",
     "strategy.global_rank",
     "strategy.accelerator",
+    "strategy.load_optimizer_state_dict",
+    "strategy.connect",
+    "_evaluation_loop._print_results",
     "strategy.precision_plugin",
 ]
 

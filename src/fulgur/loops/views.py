@@ -272,6 +272,13 @@ class EvaluationLoopView:
     def _data_source(self) -> SourceView:
         return SourceView(self.source)
 
+    @staticmethod
+    def _print_results(results: list[dict[str, Any]], stage: str) -> None:
+        from fulgur.loops.results import print_results
+
+        values = [{key: float(value) for key, value in result.items()} for result in results]
+        print_results(values, "Test metric" if str(stage) == "test" else "Validate metric")
+
     @property
     def num_dataloaders(self) -> int:
         """Loaders of the running or latest run; 0 before the first."""

@@ -87,6 +87,10 @@ class DDPStrategy(ParallelStrategy):
         self._step: Callable[..., Any] | None = None
         self._batch_norms: Replaced = []
 
+    @property
+    def _ddp_kwargs(self) -> dict[str, Any]:
+        return self.ddp_kwargs  # some packages read, and fill, it by this name
+
     # ------------------------------------------------------------------------------------------------ the model
 
     def setup_module(self, module: Any) -> nn.Module:

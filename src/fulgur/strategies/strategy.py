@@ -358,6 +358,11 @@ class Strategy(ABC):
         """Load the module's state from a checkpoint."""
         type(self).load_model_state(self, self.lightning_module, checkpoint["state_dict"], strict=strict)
 
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Load the states of `optimizers` from a checkpoint, in their order."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            self.load_optimizer_state(optimizer, state)
+
     def has_own(self, name: str) -> bool:
         """Whether a subclass overrides the method `name`."""
         return getattr(type(self), name) is not getattr(Strategy, name)
