@@ -25,7 +25,7 @@ def bind_strategy(strategy: Strategy) -> None:
     if _has_own(strategy, "setup_environment"):
         _set(strategy, "set_up_environment", strategy.setup_environment)
     if _has_own(strategy, "lightning_module_state_dict"):
-        _set(strategy, "model_state", lambda module: strategy.lightning_module_state_dict())
+        _set(strategy, "model_state", partial(_model_state, strategy))
     if _has_own(strategy, "load_model_state_dict"):
         _set(strategy, "load_model_state", partial(_load_model_state, strategy))
     if any(_has_own(strategy, name) for name in _STEPS):
@@ -74,6 +74,10 @@ def _wrap_step(strategy: Any, step: Callable[..., Any], *, name: str = "training
     strategy._steps[name] = wrapped
     own: Callable[..., Any] = getattr(strategy, name)
     return own if _has_own(strategy, name) else wrapped
+
+
+def _model_state(strategy: Strategy, module: Any) -> dict[str, Any]:
+    return strategy.lightning_module_state_dict()
 
 
 def _load_model_state(strategy: Strategy, module: Any, state: Any, *, strict: bool = True) -> Any:

@@ -141,7 +141,7 @@ def train_feed(trainer: Trainer, call: Call) -> Feed:
         raise MisconfigurationException(missing_loader(trainer, "train"))
     name, give = source
     trainer._feeds["train"] = build_train_feed(
-        give(),
+        trainer.strategy.process_dataloader(give()),
         limit=trainer.limit_train_batches,
         overfit=trainer.overfit_batches,
         mode=trainer._legacy.multiple_trainloader_mode,
@@ -159,7 +159,7 @@ def eval_feed(trainer: Trainer, call: Call, name: str) -> Feed:
         raise MisconfigurationException(missing_loader(trainer, name))
     source_name, give = source
     feed = build_eval_feed(
-        give(),
+        trainer.strategy.process_dataloader(give()),
         limit=getattr(trainer, f"limit_{name}_batches"),
         overfit=trainer.overfit_batches if name == "val" and call.fn is TrainerFn.FITTING else 0,
         name=source_name,

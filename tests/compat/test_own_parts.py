@@ -86,6 +86,10 @@ def make_strategy(told: list[str]) -> Any:
             told.append("lightning_module_state_dict")
             return super().lightning_module_state_dict()
 
+        def process_dataloader(self, dataloader: Any) -> Any:
+            told.append("process_dataloader")
+            return super().process_dataloader(dataloader)
+
         def barrier(self, *args: Any, **kwargs: Any) -> None:
             pass
 
@@ -114,6 +118,7 @@ def test_a_strategy_of_the_base_class_trains_to_the_same_weights() -> None:
     assert sorted(steps[:8]) == sorted(step * 2)
     assert [name for name in told if name in step[1:]] == step[1:] * 2
     assert "validation_step" in told
+    assert told.count("process_dataloader") == 2
     assert told[-1] == "teardown"
 
 
@@ -309,3 +314,12 @@ def test_a_layer_sync_of_the_user_s_own_contradicts_sync_batchnorm() -> None:
         quiet(plugins=[Own()], sync_batchnorm=True, accelerator="cpu")
     with pytest.raises(MisconfigurationException, match="2 layer syncs"):
         quiet(plugins=[Own(), Own()], accelerator="cpu")
+
+
+@pytest.mark.timeout(120)
+def test_a_strategy_of_the_user_s_own_goes_to_processes_that_are_started() -> None:
+    from tests.compat.own_ddp import Counting, Telling
+
+    trainer = quiet(accelerator="cpu", devices=2, strategy=Counting(start_method="spawn"), limit_val_batches=0)
+    trainer.fit(Telling())
+    assert trainer.global_step == 2

@@ -90,7 +90,7 @@ class Precision:
 
     def backward(self, tensor: torch.Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """The backward pass of a loss, in the place of ``loss.backward()``."""
-        tensor.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+        tensor.backward(*args, **kwargs)
 
     def optimizer_step(self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:
         """One step; `closure` runs forward and backward pass, hooks and clipping, and returns the loss."""

@@ -328,23 +328,27 @@ class Strategy(ABC):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """The module's step, on one batch."""
-        return self._run_step("training_step", args, kwargs)
+        return self._run_named_step("training_step", args, kwargs)
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         """The module's step, on one batch."""
-        return self._run_step("validation_step", args, kwargs)
+        return self._run_named_step("validation_step", args, kwargs)
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
         """The module's step, on one batch."""
-        return self._run_step("test_step", args, kwargs)
+        return self._run_named_step("test_step", args, kwargs)
 
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
         """The module's step, on one batch."""
-        return self._run_step("predict_step", args, kwargs)
+        return self._run_named_step("predict_step", args, kwargs)
+
+    def process_dataloader(self, dataloader: Any) -> Any:
+        """A loader, or a collection of them, as the program or a hook gave it; what is returned takes its place."""
+        return dataloader
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """The backward pass of a loss."""
-        closure_loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+        closure_loss.backward(*args, **kwargs)
 
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """One step; `closure` runs forward and backward pass, hooks and clipping, and returns the loss."""
@@ -367,7 +371,7 @@ class Strategy(ABC):
         """Whether a subclass overrides the method `name`."""
         return getattr(type(self), name) is not getattr(Strategy, name)
 
-    def _run_step(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run_named_step(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         step = self.__dict__.get("_steps", {}).get(name) or getattr(self.lightning_module, name)
         return step(*args, **kwargs)
 
