@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pstats
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tests.trainer.conftest import Letters, Net, numbers, quiet
 
 from fulgur.callbacks import Callback
 from fulgur.datamodule import LightningDataModule
-from fulgur.profilers import PassThroughProfiler, Profiler, SimpleProfiler
+from fulgur.profilers import AdvancedProfiler, PassThroughProfiler, Profiler, SimpleProfiler
 
 
 def test_simple_profiler_counts_steps_hooks_and_batches() -> None:
@@ -80,6 +81,15 @@ class Saves(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         trainer.save_checkpoint(self.folder / "file.ckpt")
+
+
+def test_advanced_profiler_tells_parts_of_a_step_apart() -> None:
+    profiler = AdvancedProfiler()
+    quiet(max_epochs=1, profiler=profiler).fit(Net(), numbers(2), numbers(2))
+    called = {name: {f[2] for f in pstats.Stats(p).stats} for name, p in profiler.profiled_actions.items()}  # type: ignore[attr-defined]
+    assert "training_step" in called["[Strategy]SingleDeviceStrategy.training_step"]
+    assert "training_step" not in called["run_training_epoch"] | called["run_training_batch"]
+    assert "validation_step" in called["[Strategy]SingleDeviceStrategy.validation_step"]
 
 
 def test_profiler_by_name_reports_a_table_when_the_run_ends(caplog: pytest.LogCaptureFixture) -> None:
