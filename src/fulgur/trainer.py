@@ -174,7 +174,8 @@ class Trainer(EarlierTrainer, Ranks):
         self.enable_autolog_hparams = settings.enable_autolog_hparams
 
     def _assign_parts(self, settings: resolve.Settings, legacy: resolve.LegacySettings) -> None:
-        self._settings, self._legacy = settings, legacy
+        self._settings: resolve.Settings = settings
+        self._legacy: resolve.LegacySettings = legacy
         self.state = TrainerState()
         self.metrics = MetricLog()
 
