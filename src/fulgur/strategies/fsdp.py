@@ -20,11 +20,10 @@ from fulgur.strategies.fsdp_arguments import check_rest, to_policy, to_sharding,
 from fulgur.strategies.parallel import ParallelStrategy
 from fulgur.strategies.routing import (
     GradientSync,
+    RoutedCalls,
     RoutedTraining,
     demanding_loss,
     is_sharded_whole,
-    resharding,
-    route_call,
     route_evaluation,
     route_training,
 )
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from fulgur.launch.environments import ClusterEnvironment
 
 
-class FSDPStrategy(ShardedFiles, ParallelStrategy):
+class FSDPStrategy(RoutedCalls, ShardedFiles, ParallelStrategy):
     """Train with parameters, gradients and optimizer states spread over the processes (FSDP2).
 
     The module's parameters become DTensors, under their own names; optimizers, clipping and checkpoints take them as
@@ -297,15 +296,6 @@ class FSDPStrategy(ShardedFiles, ParallelStrategy):
         if not (is_sharded_whole(module) or _are_parts(module)):  # by the user
             self._spread(module, as_whole=True)
         return module
-
-    def route(self, wrapped: nn.Module, method: Callable[..., Any] | None = None) -> Callable[..., Any]:
-        return route_call(wrapped, method) if is_sharded_whole(wrapped) else super().route(wrapped, method)
-
-    def route_compiled(self, wrapped: nn.Module, compiled: Callable[..., Any]) -> Callable[..., Any]:
-        return resharding(wrapped, compiled) if is_sharded_whole(wrapped) else compiled
-
-    def no_sync_of(self, wrapped: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
-        return GradientSync(wrapped).off
 
     def init_context(self, *, is_empty: bool) -> AbstractContextManager[Any]:
         return torch.device("meta") if is_empty else nullcontext()  # order matters: parts are moved, not the whole

@@ -18,10 +18,9 @@ from fulgur.strategies.distributed_state import place_without_parameters, share_
 from fulgur.strategies.parallel import ParallelStrategy
 from fulgur.strategies.routing import (
     GradientSync,
+    RoutedCalls,
     demanding_loss,
     is_sharded_whole,
-    resharding,
-    route_call,
     route_evaluation,
     route_training,
 )
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 _PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-true")
 
 
-class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
+class ModelParallelStrategy(RoutedCalls, ShardedFiles, ParallelStrategy):
     """Train a model that its ``configure_model`` spreads over the processes.
 
     There ``self.device_mesh`` has the axes ``"data_parallel"`` and ``"tensor_parallel"``: apply
@@ -222,15 +221,6 @@ class ModelParallelStrategy(ShardedFiles, ParallelStrategy):
         self._check_parameters(module)
         self._place(module)
         return module
-
-    def route(self, wrapped: nn.Module, method: Callable[..., Any] | None = None) -> Callable[..., Any]:
-        return route_call(wrapped, method) if is_sharded_whole(wrapped) else super().route(wrapped, method)
-
-    def route_compiled(self, wrapped: nn.Module, compiled: Callable[..., Any]) -> Callable[..., Any]:
-        return resharding(wrapped, compiled) if is_sharded_whole(wrapped) else compiled
-
-    def no_sync_of(self, wrapped: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
-        return GradientSync(wrapped).off
 
     def init_context(self, *, is_empty: bool) -> AbstractContextManager[Any]:
         return torch.device("meta") if is_empty else nullcontext()

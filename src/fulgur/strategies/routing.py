@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fulgur.errors import MisconfigurationException
+from fulgur.strategies.strategy import Strategy
 from fulgur.strategies.zero_pass import ZeroPass
 
 
@@ -166,3 +167,16 @@ class GradientSync:
             yield
         finally:
             self.set(True)
+
+
+class RoutedCalls(Strategy):
+    """Calls of modules that FSDP2 has sharded, in a loop of the user's own. Comes before other bases."""
+
+    def route(self, wrapped: nn.Module, method: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        return route_call(wrapped, method) if is_sharded_whole(wrapped) else super().route(wrapped, method)
+
+    def route_compiled(self, wrapped: nn.Module, compiled: Callable[..., Any]) -> Callable[..., Any]:
+        return resharding(wrapped, compiled) if is_sharded_whole(wrapped) else compiled
+
+    def no_sync_of(self, wrapped: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
+        return GradientSync(wrapped).off
