@@ -17,6 +17,10 @@ class Counting(DDPStrategy):
         self.n_steps += 1
         return super().training_step(*args, **kwargs)
 
+    def model_to_device(self) -> None:
+        super().model_to_device()
+        self.was_moved = True
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
         return super().lightning_module_state_dict()
 
@@ -24,4 +28,4 @@ class Counting(DDPStrategy):
 class Telling(BoringModel):
     def on_train_end(self) -> None:
         assert self.trainer.strategy.n_steps == self.trainer.global_step == 2
-        self.trainer.callback_metrics  # noqa: B018
+        assert self.trainer.strategy.was_moved

@@ -93,11 +93,6 @@ class DDPStrategy(ParallelStrategy):
 
     # ------------------------------------------------------------------------------------------------ the model
 
-    def setup_module(self, module: Any) -> nn.Module:
-        self.lightning_module = module
-        self.model = module.to(self.root_device)
-        return self.model
-
     def wrap_step(self, step: Callable[..., Any], *, name: str = "training_step") -> Callable[..., Any]:
         if name != "training_step":
             return step

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-from abc import abstractmethod
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -151,9 +150,6 @@ class ParallelStrategy(Strategy):
         return [c10d.PrefixStore(f"fulgur/{name}/{number}", _connect(connection)) for connection in connections]
 
     # ------------------------------------------------------------------------------------------------ the model
-
-    @abstractmethod
-    def setup_module(self, module: Any) -> nn.Module: ...
 
     def prepare_evaluation(self, module: Any) -> None:
         broadcast_module(module)
