@@ -31,7 +31,7 @@ class WideEncoder(Encoder):
         self.depth = depth
 
 
-class Net(BoringModel):
+class CliNet(BoringModel):
     """A net.
 
     Args:
@@ -62,7 +62,7 @@ class Needy(BoringModel):
         self.width = width
 
 
-class Data(BoringDataModule):
+class CliData(BoringDataModule):
     """Noise.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.cli.samples import QUIET, Anything, Data, Encoder, Needy, Net, WideEncoder
+from tests.cli.samples import QUIET, Anything, CliData, CliNet, Encoder, Needy, WideEncoder
 
 from fulgur.cli import LightningCLI, instantiate_module
 from fulgur.errors import CheckpointRefusedError, PossibleUserWarning
@@ -19,8 +19,8 @@ SAVING = {**QUIET, "enable_checkpointing": True, "default_root_dir": "."}
 CKPT = "checkpoints/epoch=0-step=2.ckpt"
 
 
-def run(*words: str, cls: Any = Net, **kwargs: Any) -> LightningCLI:
-    return LightningCLI(cls, Data, args=list(words), trainer_defaults=SAVING, save_config_callback=None, **kwargs)
+def run(*words: str, cls: Any = CliNet, **kwargs: Any) -> LightningCLI:
+    return LightningCLI(cls, CliData, args=list(words), trainer_defaults=SAVING, save_config_callback=None, **kwargs)
 
 
 class Recording(LightningCLI):
@@ -30,9 +30,9 @@ class Recording(LightningCLI):
         pass
 
 
-def record(*words: str, cls: Any = Net, args: Any = None, **kwargs: Any) -> Any:
+def record(*words: str, cls: Any = CliNet, args: Any = None, **kwargs: Any) -> Any:
     kwargs.setdefault("trainer_defaults", SAVING)
-    return Recording(cls, Data, args=args or list(words), save_config_callback=None, **kwargs).model
+    return Recording(cls, CliData, args=args or list(words), save_config_callback=None, **kwargs).model
 
 
 # ------------------------------------------------------------------------------------------------ what is kept
@@ -51,8 +51,8 @@ def test_parsed_arguments_are_kept_in_plain_form() -> None:
 
 
 def test_where_any_subclass_is_taken_the_class_is_kept_too() -> None:
-    model = LightningCLI(args=["--model=Net"], run=False, trainer_defaults=QUIET).model
-    assert model.hparams["_class_path"] == "tests.cli.samples.Net"
+    model = LightningCLI(args=["--model=CliNet"], run=False, trainer_defaults=QUIET).model
+    assert model.hparams["_class_path"] == "tests.cli.samples.CliNet"
 
 
 def test_it_can_be_switched_off() -> None:
@@ -65,7 +65,7 @@ def test_it_can_be_switched_off() -> None:
 
 def test_a_module_made_by_hand_keeps_no_marks() -> None:
     run("fit")
-    assert dict(Net(width=2).hparams) == {"width": 2, "lr": 0.1, "encoder": None}
+    assert dict(CliNet(width=2).hparams) == {"width": 2, "lr": 0.1, "encoder": None}
 
 
 # ---------------------------------------------------------------------------------------------- made again
@@ -73,34 +73,34 @@ def test_a_module_made_by_hand_keeps_no_marks() -> None:
 
 def test_the_module_comes_back_with_its_objects() -> None:
     run("fit", "--model.encoder=WideEncoder", "--model.encoder.depth=3", "--model.width=9")
-    model: Any = Net.load_from_checkpoint(CKPT)
+    model: Any = CliNet.load_from_checkpoint(CKPT)
     assert (model.width, type(model.encoder), model.encoder.depth) == (9, WideEncoder, 3)
 
 
 def test_a_module_that_has_come_back_keeps_the_same_hyperparameters() -> None:
     first = run("fit", "--model.encoder=WideEncoder").model
-    assert dict(Net.load_from_checkpoint(CKPT).hparams) == dict(first.hparams)
+    assert dict(CliNet.load_from_checkpoint(CKPT).hparams) == dict(first.hparams)
 
 
 def test_arguments_of_load_from_checkpoint_win() -> None:
     run("fit", "--model.encoder=WideEncoder")
     own = Encoder(5)
     with pytest.warns(PossibleUserWarning, match="'encoder' is a Encoder"):
-        model = Net.load_from_checkpoint(CKPT, encoder=own, width=1)
+        model = CliNet.load_from_checkpoint(CKPT, encoder=own, width=1)
     assert model.encoder is own
     assert (model.width, model.lr) == (1, 0.1)
 
 
 def test_the_datamodule_comes_back() -> None:
     run("fit", "--data.batch_size=3")
-    assert Data.load_from_checkpoint(CKPT).batch_size == 3
+    assert CliData.load_from_checkpoint(CKPT).batch_size == 3
 
 
 def test_a_base_class_makes_the_class_that_is_named() -> None:
-    words = ["fit", "--model=Net", "--model.width=6"]
+    words = ["fit", "--model=CliNet", "--model.width=6"]
     LightningCLI(args=words, trainer_defaults=SAVING, save_config_callback=None)
     model: Any = BoringModel.load_from_checkpoint(CKPT)
-    assert (type(model), model.width) == (Net, 6)
+    assert (type(model), model.width) == (CliNet, 6)
 
 
 def changed(**hparams: Any) -> str:
@@ -114,14 +114,14 @@ def changed(**hparams: Any) -> str:
 
 def test_only_what_is_known_makes_the_object() -> None:
     with pytest.raises(ValueError, match=r"ask for 'os\.system' to make the object"):
-        Net.load_from_checkpoint(changed(_instantiator="os.system"))
+        CliNet.load_from_checkpoint(changed(_instantiator="os.system"))
 
 
 def test_a_file_imports_no_module() -> None:
     assert "this" not in sys.modules
     path = changed(encoder={"class_path": "this.Encoder"})
     with pytest.raises(CheckpointRefusedError, match=r"name this\.Encoder, and the program has not imported this"):
-        Net.load_from_checkpoint(path)
+        CliNet.load_from_checkpoint(path)
     with pytest.raises(CheckpointRefusedError, match="import it before"):
         record("validate", f"--ckpt_path={path}")
     assert "this" not in sys.modules
@@ -140,12 +140,12 @@ def test_a_file_makes_no_object_where_any_value_would_do() -> None:
 def test_a_file_makes_no_object_of_another_class_than_the_signature_says() -> None:
     path = changed(encoder={"class_path": "torch.nn.Linear", "init_args": {"in_features": 1, "out_features": 1}})
     with pytest.raises(ValueError, match="do not fit its signature"):
-        Net.load_from_checkpoint(path)
+        CliNet.load_from_checkpoint(path)
 
 
 def test_instantiate_module() -> None:
     spec = {"class_path": "tests.cli.samples.WideEncoder", "init_args": {"depth": 2}}
-    model = instantiate_module(Net, {"width": 3, "encoder": spec, "_instantiator": "x"})
+    model = instantiate_module(CliNet, {"width": 3, "encoder": spec, "_instantiator": "x"})
     assert (model.width, model.encoder.depth) == (3, 2)
 
 
@@ -192,8 +192,8 @@ def test_hyperparameters_that_the_module_does_not_take_are_left_out() -> None:
 
 def test_the_class_of_the_checkpoint_is_used_where_any_is_taken() -> None:
     kwargs: dict[str, Any] = {"trainer_defaults": SAVING, "save_config_callback": None}
-    LightningCLI(args=["fit", "--model=Net", "--model.width=6"], **kwargs)
-    words = ["validate", "--model=Net", f"--ckpt_path={CKPT}"]
+    LightningCLI(args=["fit", "--model=CliNet", "--model.width=6"], **kwargs)
+    words = ["validate", "--model=CliNet", f"--ckpt_path={CKPT}"]
     assert Recording(args=words, **kwargs).model.width == 6
     assert Recording(args=[*words, "--model.width=2"], **kwargs).model.width == 2
 

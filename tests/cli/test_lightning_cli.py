@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.cli.samples import QUIET, Data, Net, WideEncoder
+from tests.cli.samples import QUIET, CliData, CliNet, WideEncoder
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import StepLR
@@ -41,12 +41,12 @@ class Bare(LightningModule):
         return loss
 
 
-def cli(*words: str, cls: Any = Net, data: Any = Data, **kwargs: Any) -> Any:
+def cli(*words: str, cls: Any = CliNet, data: Any = CliData, **kwargs: Any) -> Any:
     kwargs.setdefault("trainer_defaults", QUIET)
     return LightningCLI(cls, data, args=list(words), **kwargs)
 
 
-def made(*words: str, cls: Any = Net, data: Any = Data, **kwargs: Any) -> Any:
+def made(*words: str, cls: Any = CliNet, data: Any = CliData, **kwargs: Any) -> Any:
     return cli(*words, cls=cls, data=data, run=False, **kwargs)
 
 
@@ -77,13 +77,13 @@ class Recording(LightningCLI):
 
 @pytest.mark.parametrize("name", ["fit", "validate", "test", "predict"])
 def test_a_subcommand_gives_the_method_of_the_trainer_module_and_data(name: str) -> None:
-    one = Recording(Net, Data, args=[name], trainer_defaults=QUIET)
+    one = Recording(CliNet, CliData, args=[name], trainer_defaults=QUIET)
     assert one.subcommand == name
     assert (one.called["model"], one.called["datamodule"], one.called["ckpt_path"]) == (one.model, one.datamodule, None)
 
 
 def test_arguments_of_the_method_are_options() -> None:
-    one = Recording(Net, Data, args=["validate", "--verbose=false", "--ckpt_path=best"], trainer_defaults=QUIET)
+    one = Recording(CliNet, CliData, args=["validate", "--verbose=false", "--ckpt_path=best"], trainer_defaults=QUIET)
     assert (one.called["verbose"], one.called["ckpt_path"]) == (False, "best")
 
 
@@ -102,7 +102,7 @@ def test_without_run_there_are_no_subcommands() -> None:
 
 
 def test_a_dict_stands_for_options() -> None:
-    one = LightningCLI(Net, Data, args={"model": {"width": 9}}, run=False, trainer_defaults=QUIET)
+    one = LightningCLI(CliNet, CliData, args={"model": {"width": 9}}, run=False, trainer_defaults=QUIET)
     assert one.model.width == 9
 
 
@@ -110,7 +110,7 @@ def test_a_namespace_stands_for_options() -> None:
     from jsonargparse import Namespace
 
     args = Namespace({"fit": Namespace(model=Namespace(width=9)), "subcommand": "fit"})
-    assert LightningCLI(Net, Data, args=args, trainer_defaults=QUIET).model.width == 9
+    assert LightningCLI(CliNet, CliData, args=args, trainer_defaults=QUIET).model.width == 9
 
 
 def test_options_of_the_process_beside_args_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,8 +126,8 @@ def test_data_may_come_from_the_module() -> None:
 
 
 def test_functions_stand_for_classes() -> None:
-    def net(width: int = 3) -> Net:
-        return Net(width=width * 2)
+    def net(width: int = 3) -> CliNet:
+        return CliNet(width=width * 2)
 
     def trainer(**kwargs: Any) -> Trainer:
         return Trainer(**{**QUIET, **kwargs})
@@ -149,19 +149,19 @@ def test_a_subclass_of_the_trainer_has_its_own_options() -> None:
 
 
 def test_without_a_class_the_option_names_it() -> None:
-    one = LightningCLI(args=["--model=tests.cli.samples.Net", "--model.width=3"], run=False, trainer_defaults=QUIET)
-    assert (type(one.model), one.model.width, one.datamodule) == (Net, 3, None)
+    one = LightningCLI(args=["--model=tests.cli.samples.CliNet", "--model.width=3"], run=False, trainer_defaults=QUIET)
+    assert (type(one.model), one.model.width, one.datamodule) == (CliNet, 3, None)
 
 
 def test_the_data_can_be_named_too() -> None:
-    words = ["--model=Net", "--data=Data", "--data.batch_size=3"]
+    words = ["--model=CliNet", "--data=CliData", "--data.batch_size=3"]
     one = LightningCLI(args=words, run=False, trainer_defaults=QUIET)
-    assert (type(one.datamodule), one.datamodule.batch_size) == (Data, 3)
+    assert (type(one.datamodule), one.datamodule.batch_size) == (CliData, 3)
 
 
 def test_subclass_mode_takes_subclasses_only() -> None:
-    one = made("--model=Net", "--model.width=3", cls=BoringModel, subclass_mode_model=True)
-    assert type(one.model) is Net
+    one = made("--model=CliNet", "--model.width=3", cls=BoringModel, subclass_mode_model=True)
+    assert type(one.model) is CliNet
     with pytest.raises(SystemExit):
         made("--model=Bare", cls=BoringModel, subclass_mode_model=True)
 
@@ -211,14 +211,14 @@ def test_the_environment_names_subcommands_and_files(monkeypatch: pytest.MonkeyP
 
 def test_a_file_before_the_subcommand_has_sections(tmp_path: Path) -> None:
     file = write("all.yaml", {"fit": {"model": {"width": 6}}, "test": {"model": {"width": 7}}})
-    widths = [Recording(Net, Data, args=[f"--config={file}", name]).model.width for name in ("fit", "test")]
+    widths = [Recording(CliNet, CliData, args=[f"--config={file}", name]).model.width for name in ("fit", "test")]
     assert widths == [6, 7]
 
 
 def test_parsers_of_subcommands_have_arguments_of_their_own() -> None:
     write("fit.yaml", {"model": {"width": 21}})
     kwargs: dict[str, Any] = {"parser_kwargs": {"fit": {"default_config_files": ["fit.yaml"]}}}
-    widths = [Recording(Net, Data, args=[name], **kwargs).model.width for name in ("fit", "test")]
+    widths = [Recording(CliNet, CliData, args=[name], **kwargs).model.width for name in ("fit", "test")]
     assert widths == [21, 4]
 
 
@@ -268,7 +268,7 @@ def test_callbacks_of_options_defaults_and_classes_add_up() -> None:
     defaults = {**QUIET, "callbacks": Timer()}
     words = ["--trainer.callbacks+=LearningRateMonitor", "--stopping.patience=9", "--trainer.logger=CSVLogger"]
     words.append("--trainer.logger.save_dir=.")
-    one = Own(Net, Data, args=words, run=False, trainer_defaults=defaults)
+    one = Own(CliNet, CliData, args=words, run=False, trainer_defaults=defaults)
     names = [type(c).__name__ for c in one.trainer.callbacks]
     assert names[:4] == ["LearningRateMonitor", "EarlyStopping", "Timer", "SaveConfigCallback"]
     assert one.trainer.callbacks[1].patience == 9
@@ -354,7 +354,7 @@ def test_hooks_run_around_objects_and_run() -> None:
         def before_test(self) -> None:
             calls.append("before_test")
 
-    Own(Net, Data, args=["fit"], trainer_defaults=QUIET)
+    Own(CliNet, CliData, args=["fit"], trainer_defaults=QUIET)
     assert calls == [
         *["add_arguments_to_parser"] * 4,
         "before_instantiate_classes",
@@ -371,7 +371,7 @@ def test_a_method_of_the_cli_runs_in_place_of_the_trainers() -> None:
         def fit(self, model: LightningModule, **kwargs: Any) -> None:
             self.seen = (model, sorted(kwargs))
 
-    one = Own(Net, Data, args=["fit"], trainer_defaults=QUIET)
+    one = Own(CliNet, CliData, args=["fit"], trainer_defaults=QUIET)
     assert one.seen == (one.model, ["ckpt_path", "datamodule", "weights_only"])
     assert one.trainer.global_step == 0
 
@@ -390,7 +390,7 @@ def test_further_subcommands() -> None:
             self.datamodule = None
             super()._call(subcommand)
 
-    one = OwnCLI(Net, Data, trainer_class=Own, args=["twice", "--times=5"], trainer_defaults=QUIET)
+    one = OwnCLI(CliNet, CliData, trainer_class=Own, args=["twice", "--times=5"], trainer_defaults=QUIET)
     assert one.trainer.seen == 5  # type: ignore[attr-defined]
 
 
@@ -399,7 +399,9 @@ def test_the_trainer_can_be_made_with_other_arguments() -> None:
         def instantiate_trainer(self, **kwargs: Any) -> Trainer:
             return super().instantiate_trainer(max_epochs=9, **kwargs)
 
-    assert Own(Net, Data, args=["--trainer.max_epochs=3"], run=False, trainer_defaults=QUIET).trainer.max_epochs == 9
+    assert (
+        Own(CliNet, CliData, args=["--trainer.max_epochs=3"], run=False, trainer_defaults=QUIET).trainer.max_epochs == 9
+    )
 
 
 # ------------------------------------------------------------------------------------------------- links
@@ -411,7 +413,7 @@ def test_a_link_on_parse_copies_and_computes() -> None:
             parser.link_arguments("data.batch_size", "model.width")
             parser.link_arguments("data.batch_size", "model.lr", compute_fn=lambda size: size / 10)
 
-    one = Own(Net, Data, args=["--data.batch_size=5"], run=False, trainer_defaults=QUIET)
+    one = Own(CliNet, CliData, args=["--data.batch_size=5"], run=False, trainer_defaults=QUIET)
     assert (one.model.width, one.model.lr) == (5, 0.5)
 
 
@@ -420,7 +422,7 @@ def test_a_link_on_instantiate_takes_from_the_object() -> None:
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.link_arguments("data.batch_size", "model.width", apply_on="instantiate")
 
-    one = Own(Net, Data, args=["--data.batch_size=5"], run=False, trainer_defaults=QUIET)
+    one = Own(CliNet, CliData, args=["--data.batch_size=5"], run=False, trainer_defaults=QUIET)
     assert (one.model.width, one.model.hparams["width"]) == (5, 5)
 
 
@@ -430,7 +432,7 @@ def test_the_target_of_a_link_cannot_be_given(capsys: pytest.CaptureFixture[str]
             parser.link_arguments("data.batch_size", "model.width")
 
     with pytest.raises(SystemExit, match="2"):
-        Own(Net, Data, args=["--model.width=5"], run=False, trainer_defaults=QUIET)
+        Own(CliNet, CliData, args=["--model.width=5"], run=False, trainer_defaults=QUIET)
     assert 'Linked "model.width" must be given via "data.batch_size"' in capsys.readouterr().err
 
 
@@ -466,7 +468,7 @@ def test_a_module_without_an_optimizer_trains_with_that_of_the_command_line() ->
 
 
 def test_an_optimizer_that_replaces_the_modules_own_is_told_of() -> None:
-    with pytest.warns(UserWarning, match="configure_optimizers of Net is replaced"):
+    with pytest.warns(UserWarning, match="configure_optimizers of CliNet is replaced"):
         assert type(optimizers(made("--optimizer=Adam"))) is Adam
 
 
@@ -496,7 +498,7 @@ def test_a_class_of_optimizer_has_its_options_at_once() -> None:
             parser.set_defaults({"lr_scheduler.step_size": 4})
 
     [[optimizer], [scheduler]] = optimizers(
-        Own(Bare, Data, args=["--optimizer.lr=0.5"], run=False, trainer_defaults=QUIET)
+        Own(Bare, CliData, args=["--optimizer.lr=0.5"], run=False, trainer_defaults=QUIET)
     )
     assert (type(optimizer), optimizer.defaults["lr"], scheduler.step_size) == (Adam, 0.5, 4)
 
@@ -509,7 +511,7 @@ def test_two_automatic_optimizers_are_refused() -> None:
             parser.set_defaults({"second.lr": 0.1})
 
     with pytest.raises(MisconfigurationException, match="'AUTOMATIC': first, second"):
-        Own(Bare, Data, args=[], run=False, trainer_defaults=QUIET)
+        Own(Bare, CliData, args=[], run=False, trainer_defaults=QUIET)
 
 
 class Two(LightningModule):
@@ -564,7 +566,7 @@ def test_configure_optimizers_can_be_overridden() -> None:
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": lr_scheduler, "interval": "step"}}
 
     words = ["--optimizer=SGD", "--lr_scheduler=StepLR", "--lr_scheduler.step_size=1"]
-    found = optimizers(Own(Bare, Data, args=words, run=False, trainer_defaults=QUIET))
+    found = optimizers(Own(Bare, CliData, args=words, run=False, trainer_defaults=QUIET))
     assert found["lr_scheduler"]["interval"] == "step"
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.cli.samples import QUIET, Data, Net
+from tests.cli.samples import QUIET, CliData, CliNet
 
 from fulgur.callbacks import Callback
 from fulgur.cli import LightningCLI
 from fulgur.errors import MisconfigurationException
 
 
-class Strict(Net):
+class Strict(CliNet):
     def __init__(self, width: int = 4) -> None:
         super().__init__()
         if width < 0:
@@ -26,9 +26,9 @@ class Broken(Callback):
         self.share = [1][size]
 
 
-def error_of(capsys: pytest.CaptureFixture[str], *words: str, cls: Any = Net) -> str:
+def error_of(capsys: pytest.CaptureFixture[str], *words: str, cls: Any = CliNet) -> str:
     with pytest.raises(SystemExit) as exit_:
-        LightningCLI(cls, Data, args=["fit", *words], trainer_defaults=QUIET)
+        LightningCLI(cls, CliData, args=["fit", *words], trainer_defaults=QUIET)
     assert exit_.value.code == 2
     return next(line for line in capsys.readouterr().err.splitlines() if ": error: " in line)
 
@@ -64,14 +64,17 @@ def test_what_a_module_refuses_is_told_in_one_line(capsys: pytest.CaptureFixture
 
 def test_an_exception_of_a_module_passes() -> None:
     with pytest.raises(ValueError, match="a bug"):
-        LightningCLI(Strict, Data, args=["fit", "--model.width=0"], trainer_defaults=QUIET)
+        LightningCLI(Strict, CliData, args=["fit", "--model.width=0"], trainer_defaults=QUIET)
 
 
 def test_an_exception_of_a_callback_passes() -> None:
     name = f"{Broken.__module__}.Broken"
     with pytest.raises(Exception, match="list index out of range") as caught:
         LightningCLI(
-            Net, Data, args=["fit", f"--trainer.callbacks={name}", "--trainer.callbacks.size=3"], trainer_defaults=QUIET
+            CliNet,
+            CliData,
+            args=["fit", f"--trainer.callbacks={name}", "--trainer.callbacks.size=3"],
+            trainer_defaults=QUIET,
         )
     assert isinstance(caught.value.__cause__ or caught.value, IndexError)
 
@@ -79,8 +82,8 @@ def test_an_exception_of_a_callback_passes() -> None:
 def test_without_exit_it_is_the_exception_itself() -> None:
     with pytest.raises(MisconfigurationException, match="max_epochs=-7"):
         LightningCLI(
-            Net,
-            Data,
+            CliNet,
+            CliData,
             args=["--trainer.max_epochs=-7"],
             run=False,
             trainer_defaults=QUIET,

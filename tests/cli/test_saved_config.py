@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.cli.samples import QUIET, Data, Net, WideEncoder
+from tests.cli.samples import QUIET, CliData, CliNet, WideEncoder
 
 import fulgur
 from fulgur.cli import LightningCLI, SaveConfigCallback
@@ -18,7 +18,7 @@ from fulgur.testing import run_ranks
 
 def run(*words: str, **kwargs: Any) -> LightningCLI:
     kwargs.setdefault("trainer_defaults", {**QUIET, "default_root_dir": "root"})
-    return LightningCLI(Net, Data, args=list(words), **kwargs)
+    return LightningCLI(CliNet, CliData, args=list(words), **kwargs)
 
 
 def saved(path: str = "root/config.yaml") -> Any:
@@ -144,7 +144,7 @@ def train_on_ranks(width: int) -> str:
     defaults = {**QUIET, "devices": 2, "strategy": "ddp", "default_root_dir": "root"}
     words = ["fit", f"--model.width={width}"]
     try:
-        LightningCLI(Net, args=words, trainer_defaults=defaults, save_config_callback=Counting)
+        LightningCLI(CliNet, args=words, trainer_defaults=defaults, save_config_callback=Counting)
     except RuntimeError as error:
         return str(error)[:25]
     return "trained"
@@ -159,7 +159,13 @@ def test_two_ranks_save_it_once_and_refuse_together() -> None:
 
 
 def test_loggers_get_how_to_make_the_module_and_not_its_class() -> None:
-    words = ["fit", "--model=Net", "--data=Data", "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"]
+    words = [
+        "fit",
+        "--model=CliNet",
+        "--data=CliData",
+        "--trainer.logger=CSVLogger",
+        "--trainer.logger.save_dir=logs",
+    ]
     one = LightningCLI(args=words, trainer_defaults=QUIET)
     assert isinstance(one.trainer.logger, CSVLogger)
     written = saved("logs/lightning_logs/version_0/hparams.yaml")

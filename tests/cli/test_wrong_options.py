@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.samples import QUIET, Data, Needy, Net
+from tests.cli.samples import QUIET, CliData, CliNet, Needy
 
 from fulgur.cli import LightningCLI
 
 
-def error_of(capsys: pytest.CaptureFixture[str], *words: str, cls: Any = Net) -> str:
+def error_of(capsys: pytest.CaptureFixture[str], *words: str, cls: Any = CliNet) -> str:
     with pytest.raises(SystemExit) as exit_:
-        LightningCLI(cls, Data, args=list(words), trainer_defaults=QUIET)
+        LightningCLI(cls, CliData, args=list(words), trainer_defaults=QUIET)
     assert exit_.value.code == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -82,4 +82,4 @@ def test_without_exit_it_is_an_exception() -> None:
     from jsonargparse import ArgumentError
 
     with pytest.raises(ArgumentError, match=r"Did you mean --model\.width"):
-        LightningCLI(Net, Data, args=["--model.widht=3"], run=False, parser_kwargs={"exit_on_error": False})
+        LightningCLI(CliNet, CliData, args=["--model.widht=3"], run=False, parser_kwargs={"exit_on_error": False})

@@ -126,6 +126,7 @@ def test_bomb_is_unfolded_only_as_far_as_is_looked_at(monkeypatch: pytest.Monkey
     assert seen == [1000]
 
 
+@pytest.mark.filterwarnings("ignore:Python 3.14:DeprecationWarning")  # of torch, where it unpacks a tar
 def test_ways_out_work(tmp_path: Path) -> None:
     """What the messages tell to do makes a checkpoint that opens."""
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps({"state_dict": {"w": 1.0}}))

@@ -205,9 +205,9 @@ def test_each_checkpoint_is_an_artifact(tmp_path: Path, saved: Any) -> None:
     logger.after_save_checkpoint(saved)
     logger.finalize("success")
     found = artifacts(records(tmp_path))
-    assert [(a.name, a.type, list(a.aliases)) for a in found] == [
-        ("model-abc", "model", ["latest", "best"]),
-        ("model-abc", "model", ["latest"]),
+    assert [(a.name, a.type, set(a.aliases)) for a in found] == [
+        ("model-abc", "model", {"latest", "best"}),
+        ("model-abc", "model", {"latest"}),
     ]
     about = [json.loads(a.metadata) for a in found]
     assert [(m["score"], m["original_filename"]) for m in about] == [(0.5, "best.ckpt"), (0.75, "last.ckpt")]
