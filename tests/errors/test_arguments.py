@@ -38,7 +38,7 @@ NAN, INF = math.nan, math.inf
         ("accelerator", None, ValueError, ("None is unknown",)),
         ("accelerator", "tpu", ModuleNotFoundError, ("torch_xla", "'cpu'")),
         ("strategy", "dpp", ValueError, ("'dpp' is unknown", "Did you mean 'ddp'?", "'auto'")),
-        ("strategy", "dp", ValueError, ("'dp' is unknown",)),
+        ("strategy", "dp", ValueError, ("'dp' is no longer there", "strategy='ddp'")),
         ("strategy", None, ValueError, ("None is unknown",)),
         ("devices", 0, MC, ("devices=0 leaves no device", "devices='auto'")),
         ("devices", "0", MC, ("devices='0' leaves no device",)),
