@@ -129,6 +129,10 @@ _SAMPLE_MODELS = {
     "RandomIterableDataset",
     f"{_S}.demos": "BoringDataModuleNoLen IterableBoringDataModule Net RandomDictDataset RandomIterableDatasetWithLen",
 }
+_LANGUAGE_MODELS = {
+    "fulgur.demos.lstm": "LightningLSTM SequenceSampler SimpleLSTM",
+    "fulgur.demos.transformer": "LightningTransformer Transformer WikiText2",
+}
 _CLI = {
     "fulgur.cli": "LRSchedulerCallable LRSchedulerTypeTuple LRSchedulerTypeUnion LightningArgumentParser LightningCLI "
     "OptimizerCallable ReduceLROnPlateau SaveConfigCallback instantiate_class instantiate_module ArgsType",
@@ -227,8 +231,12 @@ _PYTORCH: dict[str, dict[str, str]] = {
         f"{_S}.models": "_load_from_checkpoint",
     },
     "core.step_result": {f"{_S}.gone": "EvalResult Result TrainResult"},
-    "demos": {**_SAMPLE_MODELS, "fulgur.testing.boring": "BoringDataModule BoringModel DemoModel"},
+    "demos": {**_SAMPLE_MODELS, "fulgur.testing.boring": "BoringDataModule BoringModel DemoModel", **_LANGUAGE_MODELS},
     "demos.boring_classes": _SAMPLE_MODELS,
+    "demos.lstm": {"fulgur.demos.lstm": "LightningLSTM SequenceSampler SimpleLSTM"},
+    "demos.transformer": {
+        "fulgur.demos.transformer": "Dictionary LightningTransformer PositionalEncoding Transformer WikiText2 tokenize"
+    },
     "loggers": {
         **_LOGGERS,
         "fulgur.loggers.logger": "Logger DummyLogger LightningLoggerBase=Logger",
