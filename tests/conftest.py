@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell that starts the tests in the background has them ignore Ctrl-C, and what they start inherits that
     signal.signal(signal.SIGINT, signal.default_int_handler)
