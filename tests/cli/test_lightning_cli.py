@@ -29,7 +29,7 @@ from fulgur.loggers import CSVLogger
 from fulgur.testing import BoringModel
 
 
-class Bare(LightningModule):
+class BareCliNet(LightningModule):
     """Without an optimizer of its own."""
 
     def __init__(self) -> None:
@@ -163,7 +163,7 @@ def test_subclass_mode_takes_subclasses_only() -> None:
     one = made("--model=CliNet", "--model.width=3", cls=BoringModel, subclass_mode_model=True)
     assert type(one.model) is CliNet
     with pytest.raises(SystemExit):
-        made("--model=Bare", cls=BoringModel, subclass_mode_model=True)
+        made("--model=BareCliNet", cls=BoringModel, subclass_mode_model=True)
 
 
 def test_an_argument_that_is_an_object_is_named_by_its_class() -> None:
@@ -444,19 +444,19 @@ def optimizers(one: Any) -> Any:
 
 
 def test_an_optimizer_of_the_command_line() -> None:
-    found = optimizers(made("--optimizer=SGD", "--optimizer.lr=0.25", cls=Bare))
+    found = optimizers(made("--optimizer=SGD", "--optimizer.lr=0.25", cls=BareCliNet))
     assert (type(found), found.defaults["lr"]) == (SGD, 0.25)
 
 
 def test_an_optimizer_with_a_scheduler() -> None:
     words = ("--optimizer=Adam", "--lr_scheduler=StepLR", "--lr_scheduler.step_size=3")
-    [[optimizer], [scheduler]] = optimizers(made(*words, cls=Bare))
+    [[optimizer], [scheduler]] = optimizers(made(*words, cls=BareCliNet))
     assert (type(optimizer), type(scheduler), scheduler.step_size) == (Adam, StepLR, 3)
 
 
 def test_a_plateau_scheduler_says_what_it_watches() -> None:
     words = ("--optimizer=SGD", "--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=loss")
-    one = cli("fit", *words, cls=Bare)
+    one = cli("fit", *words, cls=BareCliNet)
     found = optimizers(one)
     assert type(found["lr_scheduler"]["scheduler"]) is fulgur.ReduceLROnPlateau
     assert found["lr_scheduler"]["monitor"] == "loss"
@@ -464,7 +464,7 @@ def test_a_plateau_scheduler_says_what_it_watches() -> None:
 
 
 def test_a_module_without_an_optimizer_trains_with_that_of_the_command_line() -> None:
-    assert type(cli("fit", "--optimizer=Adam", cls=Bare).trainer.optimizers[0]) is Adam
+    assert type(cli("fit", "--optimizer=Adam", cls=BareCliNet).trainer.optimizers[0]) is Adam
 
 
 def test_an_optimizer_that_replaces_the_modules_own_is_told_of() -> None:
@@ -479,7 +479,7 @@ def test_without_the_option_the_module_keeps_its_own() -> None:
 
 def test_a_scheduler_needs_an_optimizer(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        made("--lr_scheduler=StepLR", "--lr_scheduler.step_size=3", cls=Bare)
+        made("--lr_scheduler=StepLR", "--lr_scheduler.step_size=3", cls=BareCliNet)
     assert exit_.value.code == 2
     assert "Give --optimizer too" in capsys.readouterr().err
 
@@ -498,7 +498,7 @@ def test_a_class_of_optimizer_has_its_options_at_once() -> None:
             parser.set_defaults({"lr_scheduler.step_size": 4})
 
     [[optimizer], [scheduler]] = optimizers(
-        Own(Bare, CliData, args=["--optimizer.lr=0.5"], run=False, trainer_defaults=QUIET)
+        Own(BareCliNet, CliData, args=["--optimizer.lr=0.5"], run=False, trainer_defaults=QUIET)
     )
     assert (type(optimizer), optimizer.defaults["lr"], scheduler.step_size) == (Adam, 0.5, 4)
 
@@ -511,7 +511,7 @@ def test_two_automatic_optimizers_are_refused() -> None:
             parser.set_defaults({"second.lr": 0.1})
 
     with pytest.raises(MisconfigurationException, match="'AUTOMATIC': first, second"):
-        Own(Bare, CliData, args=[], run=False, trainer_defaults=QUIET)
+        Own(BareCliNet, CliData, args=[], run=False, trainer_defaults=QUIET)
 
 
 class Two(LightningModule):
@@ -536,7 +536,7 @@ def test_optimizers_can_go_to_arguments_of_the_module() -> None:
     assert (type(second), second.defaults["lr"]) == (SGD, 0.25)
 
 
-class Called(Bare):
+class Called(BareCliNet):
     def __init__(
         self,
         optimizer: OptimizerCallable = Adam,
@@ -566,7 +566,7 @@ def test_configure_optimizers_can_be_overridden() -> None:
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": lr_scheduler, "interval": "step"}}
 
     words = ["--optimizer=SGD", "--lr_scheduler=StepLR", "--lr_scheduler.step_size=1"]
-    found = optimizers(Own(Bare, CliData, args=words, run=False, trainer_defaults=QUIET))
+    found = optimizers(Own(BareCliNet, CliData, args=words, run=False, trainer_defaults=QUIET))
     assert found["lr_scheduler"]["interval"] == "step"
 
 

@@ -37,6 +37,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *words: str, cls: Any = CliNet)
     ("words", "said"),
     [
         (["--trainer.accelerator=5"], "--trainer.accelerator: accelerator='5' is unknown."),
+        (["--ckpt_path=gone.ckpt"], "--ckpt_path: There is no checkpoint at 'gone.ckpt'."),
         (["--trainer.max_epochs=-7"], "--trainer.max_epochs: max_epochs=-7 is not a whole number"),
         (["--trainer.profiler=simpel"], "--trainer.profiler: profiler='simpel' is unknown. Did you mean 'simple'?"),
         (["--trainer.strategy=dpp"], "--trainer.strategy: strategy='dpp' is unknown. Did you mean 'ddp'?"),

@@ -1,6 +1,8 @@
 """Commands that the documentation shows run as shown, after the Python examples of the same page.
 
-A command's exit code is 0 or 1. Lines below it are in its output, in that order; spaces may be more or fewer.
+A Python example that begins with ``# name.py`` is also a file of that name. A command's exit code is 0 or 1, and it
+says nothing on stderr; or it is 2, and stderr says what the page shows. Lines below a command are in its output, in
+that order; spaces may be more or fewer.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CONSOLE = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FILE_NAME = re.compile(r"# (\w+\.py)\n")
 PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if CONSOLE.search(page.read_text(encoding="utf-8"))]
 
 
@@ -27,6 +30,9 @@ def test_there_is_a_page_with_commands() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_print_what_the_page_says(page: Path, tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
+    for code in PYTHON.findall(text):
+        if named := FILE_NAME.match(code):
+            (tmp_path / named[1]).write_text(code, encoding="utf-8")
     program = tmp_path / "page.py"
     program.write_text("\n".join(PYTHON.findall(text)), encoding="utf-8")
     assert call([sys.executable, str(program)], tmp_path).returncode == 0
@@ -40,11 +46,13 @@ def check(command: str, expected: list[str], directory: Path) -> None:
     name, *words = shlex.split(command)
     assert name == "fulgur", f"{command}: only fulgur's own commands are run"
     done = call([sys.executable, "-W", "error", "-m", "fulgur.cli", *words], directory)
-    assert (done.returncode in (0, 1), done.stderr) == (True, ""), f"{command}\n{done.stderr}"
-    printed = iter(" ".join(line.split()) for line in done.stdout.splitlines())
+    is_refused = done.returncode == 2 and bool(expected)
+    assert is_refused or (done.returncode in (0, 1), done.stderr) == (True, ""), f"{command}\n{done.stderr}"
+    output = done.stderr if is_refused else done.stdout
+    printed = iter(" ".join(line.split()) for line in output.splitlines())
     for line in expected:
         wanted = " ".join(line.split())
-        assert any(wanted in found for found in printed), f"$ {command}\n{done.stdout}\ndoes not say, there: {line}"
+        assert any(wanted in found for found in printed), f"$ {command}\n{output}\ndoes not say, there: {line}"
 
 
 def call(command: list[str], directory: Path) -> subprocess.CompletedProcess[str]:

@@ -62,7 +62,7 @@ def load_checkpoint(
         return _unpickle(file, location, map_location, safe)
     location = os.fspath(path)
     if not checkpoint_exists(location, storage_options=storage_options):
-        raise FileNotFoundError(_missing_message(location))
+        raise FileNotFoundError(describe_missing(location))
     if is_sharded(location):
         from fulgur.checkpoint.sharded_read import load_sharded
 
@@ -201,7 +201,8 @@ def _not_found(location: str, error: ImportError | AttributeError) -> Checkpoint
     )
 
 
-def _missing_message(location: str) -> str:
+def describe_missing(location: str) -> str:
+    """What to say where there is no checkpoint at `location`, with those that are beside it."""
     directory = directory_of(location)
     beside = [name for name in list_files(directory) if name.endswith(".ckpt")]
     shown = ", ".join(beside[:10]) + (f" and {len(beside) - 10} more" if len(beside) > 10 else "")

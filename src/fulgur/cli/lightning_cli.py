@@ -311,7 +311,7 @@ class LightningCLI:
         seed = config["seed_everything"]
         if seed is False or seed is None:
             return
-        config["seed_everything"] = seed_everything(None if seed is True else seed, workers=True)
+        config["seed_everything"] = seed_everything(None if seed is True else seed, workers=True, verbose=False)
 
     @property
     def _own_config(self) -> Namespace:
@@ -342,6 +342,8 @@ class LightningCLI:
         """Make module, datamodule and Trainer."""
         makers = [(self._make, LightningModule, True), (self._make, LightningDataModule, True)]
         with self._told_in_one_line():
+            if not self._own_config.get("trainer.plugins"):  # which may have a CheckpointIO with places of its own
+                resumed.require_file(self._own_config.get("ckpt_path"))
             self.config_init = self.parser.instantiate(self.config, instantiators=makers)
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")

@@ -8,6 +8,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fulgur.errors import CheckpointError
+
+_FOUND_LATER = ("best", "last", "hpc", "auto")
 _CONFIG_OPTIONS = ("--config", "-c")
 
 
@@ -24,6 +27,21 @@ def read_hparams(ckpt_path: Any) -> dict[str, Any]:
 
     checkpoint = load_checkpoint(ckpt_path, map_location="cpu", mmap=True)
     return dict(from_plain(checkpoint.get("hyper_parameters", {})))
+
+
+def require_file(ckpt_path: Any) -> None:
+    """Check that there is a file at `ckpt_path` before anything is made; words such as "best" and addresses pass.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    if not isinstance(ckpt_path, (str, os.PathLike)) or ckpt_path in _FOUND_LATER or os.path.exists(ckpt_path):
+        return
+    from fulgur.checkpoint.load import describe_missing
+    from fulgur.checkpoint.location import is_remote
+
+    if not is_remote(location := os.fspath(ckpt_path)):
+        raise CheckpointError(f"--ckpt_path: {describe_missing(location)}")
 
 
 def find_path(args: Any) -> str | None:
