@@ -7,6 +7,8 @@ COMPAT_VENV := .venv-compat
 BIN := $(VENV)/bin
 BENCH_BIN := $(BENCH_VENV)/bin
 COMPAT_BIN := $(COMPAT_VENV)/bin
+# One process per core, a test file at a time.
+IN_PARALLEL := --numprocesses=auto --dist=loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test faults check bench compat ray deepspeed docs format clean
@@ -27,7 +29,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python examples/digits.py
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest --timeout=300
+	$(BIN)/python -m pytest --timeout=300 $(IN_PARALLEL)
 
 faults: $(VENV)/.installed
 	FULGUR_FAULTS=200 $(BIN)/python -m pytest --timeout=1800 tests/faults

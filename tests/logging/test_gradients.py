@@ -34,7 +34,7 @@ def loss_with_graph() -> Tensor:
 
 
 @pytest.mark.parametrize("options", KINDS)
-@pytest.mark.parametrize("mode", [torch.enable_grad(), torch.no_grad(), torch.inference_mode()], ids=str)
+@pytest.mark.parametrize("mode", [torch.enable_grad(), torch.no_grad(), torch.inference_mode()], ids=lambda mode: type(mode).__name__)
 def test_gradient_mode_is_what_it_was(
     module: LightningModule, mode: AbstractContextManager[Any], options: dict[str, Any]
 ) -> None:

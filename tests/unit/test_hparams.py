@@ -356,7 +356,7 @@ def test_a_module_with_hparams_copies_and_pickles() -> None:
 # --------------------------------------------------------------------------------------------------------- errors
 
 
-@pytest.mark.parametrize("value", [5, 1.5, [1, 2], object()], ids=repr)
+@pytest.mark.parametrize("value", [5, 1.5, [1, 2], object()], ids=lambda value: type(value).__name__)
 def test_a_value_that_is_no_mapping_is_refused(value: Any) -> None:
     class Net(Module):
         def __init__(self, a: Any) -> None:

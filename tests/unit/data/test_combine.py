@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
@@ -103,7 +104,7 @@ def batches(combined: CombinedLoader) -> list[Any]:
         (),
         [[], []],
     ],
-    ids=repr,
+    ids=lambda source: re.sub(r" at 0x\w+", "", repr(source)),
 )
 def test_loaders_in_a_container_are_a_collection(source: Any) -> None:
     assert is_loader_collection(source)
