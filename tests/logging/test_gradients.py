@@ -19,6 +19,7 @@ KINDS: list[dict[str, Any]] = [
     {"on_step": False, "on_epoch": True, "reduce_fx": "sum"},
     {"enable_graph": True, "on_epoch": True},
 ]
+MODES = (torch.enable_grad(), torch.no_grad(), torch.inference_mode())
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def loss_with_graph() -> Tensor:
 
 
 @pytest.mark.parametrize("options", KINDS)
-@pytest.mark.parametrize("mode", [torch.enable_grad(), torch.no_grad(), torch.inference_mode()], ids=lambda mode: type(mode).__name__)
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: type(mode).__name__)
 def test_gradient_mode_is_what_it_was(
     module: LightningModule, mode: AbstractContextManager[Any], options: dict[str, Any]
 ) -> None:
